@@ -13,11 +13,12 @@ from recipe_files import loaded
 
 from lorakit.cli.doctor import _print
 from lorakit.data.worker_pool import processors
-from lorakit.doctor import check, machine, models
+from lorakit.doctor import check, collective, machine, models
 from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
 from lorakit.hardware.drivers import DriverGpu, parse_gpus
 from lorakit.hardware.machine import CgroupLimits, Machine, read_cgroup_limits, this_machine
+from lorakit.hardware.topology import parse_topology
 from lorakit.plan.auto import resolve_auto
 from lorakit.recipe.schema import Data, Model, Recipe
 
@@ -56,7 +57,7 @@ def healthy():
 def test_nothing_is_broken_where_the_tests_run(healthy):
     assert [finding for _, finding in healthy if finding.state == "broken"] == []
     sections = list(dict.fromkeys(section for section, _ in healthy))
-    assert sections[:4] == ["Python", "Packages", "GPU", "bitsandbytes"] and len(sections) == 9
+    assert sections[:4] == ["Python", "Packages", "GPU", "bitsandbytes"] and len(sections) == 10
 
 
 def test_bitsandbytes_is_really_called(healthy):
@@ -157,7 +158,8 @@ def test_gpus_are_told_with_memory_driver_and_which_is_used(ill_findings):
         and first["figures"]["driver"] == "550.54.14"
     )
     assert second["state"] == "note" and "other programs" in second["found"]
-    assert "GPU 0" in ill_findings["GPU", "used"]["found"]
+    used = ill_findings["GPU", "used"]["found"]
+    assert "a training uses 2 of the 2 GPUs, one process each" in used and "the memory of the smallest" in used
 
 
 @pytest.mark.skipif(processors() < 2, reason="one thread is all that one core takes")
@@ -363,6 +365,65 @@ def test_a_driver_that_this_torch_cannot_use_is_broken(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert by_name(machine.check_torch())["torch on GPU"].state == "ok"
     assert "hides every GPU" in by_name(machine.check_gpus())["visible"].message
+
+
+# As nvidia-smi 550 prints it, with the escapes of its terminal.
+TOPOLOGY = """\x1b[4m\tGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
+GPU0\t X \tNV12\tSYS\tSYS\tPIX\t0-31,64-95\t0\t\tN/A
+GPU1\tNV12\t X \tSYS\tSYS\tPXB\t0-31,64-95\t0\t\tN/A
+GPU2\tSYS\tSYS\t X \tNODE\tSYS\t32-63,96-127\t1\t\tN/A
+GPU3\tSYS\tSYS\tNODE\t X \tSYS\t32-63,96-127\t1\t\tN/A
+NIC0\tPIX\tPXB\tSYS\tSYS\t X \t\t\t\t
+
+Legend:
+
+  X    = Self
+  SYS  = Connection traversing PCIe as well as the SMP interconnect between NUMA nodes (e.g., QPI/UPI)
+"""
+
+
+def test_what_joins_the_gpus_is_told(monkeypatch):
+    pairs = parse_topology(TOPOLOGY)
+    across = dict.fromkeys([(0, 2), (0, 3), (1, 2), (1, 3)], "SYS")
+    assert pairs == {(0, 1): "NV12", (2, 3): "NODE", **across}
+    assert parse_topology("GPU0\t X \t0-7\t0\n") == parse_topology("") == {}
+    monkeypatch.setattr(collective, "read_topology", lambda: pairs)
+    (found,) = collective.check_links()
+    assert "0-1 by NVLink, 12 links (NV12)" in found.message and found.figures["pairs"]["NODE"] == ["2-3"]
+    assert "0-2 0-3 1-2 1-3 by the link between processors (SYS)" in found.message
+
+
+def test_two_processes_really_add_up(healthy):
+    found = by_name(finding for section, finding in healthy if section == "Several processes")
+    assert found["collective"].state == "ok" and found["collective"].figures["processes"] == 2
+    assert 0 < found["collective"].figures["seconds"] < 10
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("RuntimeError: gethostbyname: Name or service not known", "/etc/hosts"),
+        ("DistStoreError: Timed out after 61 seconds waiting for clients", "a firewall"),
+        ("torch.distributed.DistBackendError: NCCL error: unhandled cuda error", "NCCL_P2P_DISABLE=1"),
+        ("RuntimeError: error while creating shared memory segment /dev/shm/nccl-x (size 9637888)", "--shm-size"),
+        ("KeyError: 'x'", "TORCH_DISTRIBUTED_DEBUG=DETAIL"),
+    ],
+)
+def test_processes_that_cannot_add_up_are_broken_with_what_to_look_at(tmp_path, monkeypatch, error, remedy):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ $RANK = 0 ] && exec tail -f /dev/null\necho noise\necho "{error}" >&2\nexit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    found = by_name(collective.check_collective())["collective"]
+    assert found.state == "broken" and error in found.message and remedy in found.remedy
+
+
+def test_a_sum_that_is_wrong_is_broken(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("""#!/bin/sh\necho '{"sum": 2.0, "seconds": 0.1}'\n""")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    assert "the sum is 2.0, not 1" in by_name(collective.check_collective())["collective"].message
 
 
 def test_lines_stay_within_the_terminal(monkeypatch, capsys):

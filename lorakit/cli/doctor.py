@@ -27,10 +27,10 @@ def doctor(
 ) -> None:
     """Say what this machine can do, and what is broken on it.
 
-    Python, packages, GPUs, bitsandbytes by real calls, processor speed, memory, what [bold]auto[/bold] chooses here,
-    disk, the hub, and models that need no network; with a recipe also what that one needs. Each finding is
-    [bold]ok[/bold], [bold]note[/bold] (worth knowing) or [bold]broken[/bold] (with what to do). Takes about ten
-    seconds. Exit code 0, or 1 where something is broken.
+    Python, packages, GPUs, bitsandbytes by real calls, processor speed, memory, whether several processes can compute
+    together, what [bold]auto[/bold] chooses here, disk, the hub, and models that need no network; with a recipe also
+    what that one needs. Each finding is [bold]ok[/bold], [bold]note[/bold] (worth knowing) or [bold]broken[/bold] (with
+    what to do). Takes about fifteen seconds. Exit code 0, or 1 where something is broken.
     """
     if overrides and recipe is None:
         raise typer.BadParameter("--set overrides a key of a recipe. Name the recipe too.")

@@ -15,6 +15,7 @@ from lorakit.atomic_io import cache_folder
 from lorakit.data.worker_pool import processors
 from lorakit.doctor.check import DoctorFinding, broken, import_error, note, ok, require_import, root_cause
 from lorakit.errors import UserError
+from lorakit.hardware.devices import visible_gpus
 from lorakit.hardware.drivers import hides_gpus, read_driver_gpus, read_other_gpus
 from lorakit.hardware.machine import processor, read_cgroup_limits, this_machine, usable_machine
 from lorakit.hardware.unsupported import UNSUPPORTED
@@ -182,9 +183,11 @@ def check_gpus() -> Iterator[DoctorFinding]:
     elif gpus and hides_gpus():
         yield note("visible", "CUDA_VISIBLE_DEVICES hides every GPU: runs use the processor")
     elif len(gpus) > 1:
-        used = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
-        message = f"a run uses one of the {len(gpus)} GPUs: {f'GPU {used}' if used.isdigit() else used}"
-        yield note("used", message, "set CUDA_VISIBLE_DEVICES=1 before a command to choose another")
+        visible = visible_gpus()
+        message = f"a training uses {len(visible)} of the {len(gpus)} GPUs, one process each"
+        if len({gpu.name for gpu in visible}) > 1:
+            message += ", at the pace of the slowest and within the memory of the smallest"
+        yield ok("used", message, used=len(visible))
 
 
 def check_torch() -> Iterator[DoctorFinding]:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.doctor import check, machine, models
+from lorakit.doctor import check, collective, machine, models
 from lorakit.doctor.check import Check, DoctorFinding, run_check
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def _sections(network: bool, recipe: "Recipe | None") -> dict[str, list[Check]]:
         "GPU": [machine.check_gpus, machine.check_torch],
         "bitsandbytes": [machine.check_bitsandbytes],
         "Processor and memory": [machine.check_threads, speed, machine.check_memory],
+        "Several processes": [collective.check_links, collective.check_collective],
         "What auto chooses here": [partial(machine.check_choices, recipe)],
         "Disk": [partial(machine.check_disk, run)],
         "Hub": [partial(models.check_hub, network)],

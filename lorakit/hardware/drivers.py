@@ -53,11 +53,11 @@ def hides_gpus(maker: str = "nvidia") -> bool:
 def read_driver_gpus(only: str = "") -> tuple[list[DriverGpu], str]:
     """The GPUs that NVIDIA's driver shows, or that `only` of them, and its error message."""
     query = "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap"
-    text, error = _run("nvidia-smi", query, "--format=csv,noheader,nounits", *([f"--id={only}"] if only else []))
+    text, error = run_tool("nvidia-smi", query, "--format=csv,noheader,nounits", *([f"--id={only}"] if only else []))
     return ([], error) if error else (parse_gpus(text), "")
 
 
-def _run(tool: str, *arguments: str) -> tuple[str, str]:
+def run_tool(tool: str, *arguments: str) -> tuple[str, str]:
     """What a tool printed, and why it failed; both empty where it is not installed."""
     if not shutil.which(tool):
         return "", ""
@@ -89,7 +89,7 @@ def read_amd_gpus() -> tuple[list[DriverGpu], str]:
         ("rocm-smi", (*shown, "--json"), parse_rocm_smi),  # tells what is free as well
         ("amd-smi", ("static", "--asic", "--vram", "--driver", "--json"), parse_amd_smi),
     ):
-        text, error = _run(tool, *arguments)
+        text, error = run_tool(tool, *arguments)
         if text or error:
             return _parsed(tool, parse, text, error)
     return [], ""
@@ -138,7 +138,7 @@ def parse_amd_smi(text: str) -> list[DriverGpu]:
 @functools.cache
 def read_intel_gpus() -> tuple[list[DriverGpu], str]:
     """The first GPU that Intel's driver shows, and its error message."""
-    text, error = _run("xpu-smi", "discovery", "-d", "0", "-j")
+    text, error = run_tool("xpu-smi", "discovery", "-d", "0", "-j")
     return _parsed("xpu-smi", parse_xpu_smi, text, error)
 
 
