@@ -1,8 +1,14 @@
 """What a training needs of its device, whoever made it; on the processor, the only device of this machine."""
 
+import os
+
 import pytest
 import torch
 
+from lorakit.distributed import join
+from lorakit.distributed.launch import device_type
+from lorakit.distributed.launchers import LaunchedProcess
+from lorakit.errors import UserError
 from lorakit.hardware.accelerator import (
     current_accelerator,
     in_float64,
@@ -78,3 +84,20 @@ def test_every_makers_words_for_too_little_memory_are_understood(text):
 )
 def test_other_failures_of_a_device_are_no_lack_of_memory(text):
     assert not is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+def test_processes_of_a_processor_are_bound_to_nothing_and_a_mac_has_one_gpu():
+    environment = dict(os.environ)
+    place = LaunchedProcess("torchrun", rank=1, size=2, local_rank=1, local_size=2)
+    join._bind_device(device_type(), place)
+    assert dict(os.environ) == environment
+    with pytest.raises(UserError, match="a Mac has one GPU"):
+        join._bind_device("mps", place)
+
+
+def test_every_type_of_device_that_several_processes_use_has_a_backend():
+    assert {*join.VISIBLE, "cpu"} == set(join.BACKENDS)
+    for device, backend in join.BACKENDS.items():
+        own = torch.distributed.Backend.default_device_backend_map[device]
+        assert own in backend, "torch's own backend for the device"

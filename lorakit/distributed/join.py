@@ -21,9 +21,11 @@ from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, LorakitEr
 # One process may prepare rows or write a checkpoint while the others wait: it is the watch that notices who is gone.
 _PATIENCE = timedelta(hours=24)
 _ARRIVAL = timedelta(minutes=10)  # between the first process and the last
-# Type of device -> torch.distributed's backends for it, and the variable by which a process sees some of them only.
-BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES"}
+# Type of device -> torch.distributed's backends for it (its `default_device_backend_map`; AMD's RCCL goes by NCCL's
+# name), and the variable by which a process sees some of them only.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+_VISIBLE_ON_ROCM = "HIP_VISIBLE_DEVICES"  # which counts more than CUDA's (torch's cuda/__init__.py)
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _PR_SET_PDEATHSIG, _SIOCGIFADDR = 1, 0x8915  # linux/prctl.h, linux/sockios.h
 
@@ -180,6 +182,8 @@ def _end_with_parent(place: LaunchedProcess) -> None:
 
 def _bind_device(device: str, place: LaunchedProcess) -> None:
     """Let this process see its own GPU alone, before anything looks at the GPUs."""
+    if device == "mps":
+        raise UserError("a Mac has one GPU: start one process, without a launcher.")
     if device not in VISIBLE:
         return
     import torch
@@ -192,9 +196,11 @@ def _bind_device(device: str, place: LaunchedProcess) -> None:
             f"{place.local_size} processes on {socket.gethostname()}, which shows {count} GPUs: a process needs one "
             "for itself. Start fewer."
         )
-    restricted = os.environ.get(VISIBLE[device])
+    variable, restricted = VISIBLE[device], os.environ.get(VISIBLE[device])
+    if torch.version.hip:
+        variable, restricted = _VISIBLE_ON_ROCM, os.environ.get(_VISIBLE_ON_ROCM, restricted)
     names = restricted.split(",") if restricted else [str(index) for index in range(count)]
-    os.environ[VISIBLE[device]] = names[place.local_rank].strip()
+    os.environ[variable] = names[place.local_rank].strip()
 
 
 def _refuse_shared_devices(device: str) -> None:
@@ -202,7 +208,7 @@ def _refuse_shared_devices(device: str) -> None:
         return
     import torch
 
-    own = (socket.gethostname(), str(torch.cuda.get_device_properties(0).uuid))
+    own = (socket.gethostname(), str(torch.get_device_module(device).get_device_properties(0).uuid))
     everywhere = gather(own)
     for rank, other in enumerate(everywhere):
         if (first := everywhere.index(other)) < rank:

@@ -42,8 +42,10 @@ def device_type() -> str:
     """The type of device that a process computes on here, as torch names it."""
     import torch
 
-    device = torch.accelerator.current_accelerator(check_available=True)
-    return device.type if device else "cpu"
+    # Counted: `is_available` would start CUDA (torch's cuda/__init__.py), which reads CUDA_VISIBLE_DEVICES only then,
+    # before the process is bound to its GPU.
+    device = torch.accelerator.current_accelerator()
+    return device.type if device and count_devices() else "cpu"
 
 
 def launch(count: int, arguments: Sequence[str], report: Callable[[str], None], remedy: Callable[[], str]) -> int:
