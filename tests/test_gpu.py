@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model
+from lorakit.run_dir import Run
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.preflight import probe_longest, probe_run
 from lorakit.train.setup import set_up_training
@@ -164,3 +167,18 @@ def test_the_probe_leaves_a_gpus_generators_where_they_were(recipe_file, wide_ba
         assert probe_longest(runner).tokens == probe_longest(runner).tokens
     assert torch.equal(torch.cuda.get_rng_state(), before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize(("sharding", "quantization"), [("none", "none"), ("none", "nf4"), ("fsdp", "none")])
+def test_two_gpus_train_what_one_does(recipe_file, tmp_path, wide_base, sharding, quantization):
+    """Through NCCL. 4 bits under fsdp are in no list of what a GPU has shown: they wait for one that runs them."""
+    model = {"base": str(wide_base), "dtype": "float32", "quantization": quantization}
+    path = recipe_file(model=model, adapter={"rank": 16, "alpha": 16}, train=TRAIN | {"sharding": sharding})
+    for count in (1, 2):
+        folder = tmp_path / f"on-{count}"
+        command = [sys.executable, "-m", "lorakit", "train", str(path), "--devices", str(count), "-o", str(folder)]
+        subprocess.run(command, check=True, timeout=300)
+    one, two = (Run(tmp_path / f"on-{count}") for count in (1, 2))
+    assert losses(two) == pytest.approx(losses(one), abs=1e-3)
+    assert two.read_manifest()["machine"]["devices"] == 2
