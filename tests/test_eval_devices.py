@@ -1,6 +1,8 @@
 """Promises of evaluation and merging on several processes: the figures of one, every row computed once, one writer."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from rank_processes import outcomes_on, run_on
 from test_tasks import ANSWERS, CHOICE, TEXTS, harness, task_folder  # noqa: F401 (fixtures)
 
 from lorakit.atomic_io import files_in
+from lorakit.cli import main
 from lorakit.distributed.processes import rank
 from lorakit.distributed.sharing import own_share, share_out
 from lorakit.evaluate import forward, inference
@@ -288,3 +291,31 @@ def test_a_benchmark_has_the_figures_of_one_process(run, task_folder):  # noqa: 
         assert {name: one["verdict"] for name, one in compared["adapter"].items()} == {
             name: one["verdict"] for name, one in comparisons["adapter"].items()
         }
+
+
+def _commanded(folder, *arguments):
+    """What `lorakit` prints and its exit code, of this process."""
+    printed = folder / f"printed-{rank()}"
+    with printed.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["lorakit", *map(str, arguments)]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return ended.value.code or 0, printed.read_text()
+
+
+def test_the_first_process_alone_prints_and_writes(run, tmp_path):
+    (code, text), (other, nothing) = run_on(2, _commanded, tmp_path, "eval", run, "--no-cache", "-o", tmp_path / "eval")
+    assert code == other == 0 and nothing == ""
+    assert text.count("adapter against base") == 1 and text.count("every answer") == 1
+    assert [path.suffix for path in sorted((tmp_path / "eval").iterdir())] == [".json", ".jsonl"]
+
+    outcomes = run_on(2, _commanded, tmp_path, "merge", run, "-o", tmp_path / "merged")
+    assert [code for code, _ in outcomes] == [0, 0] and outcomes[1][1] == ""
+    assert "proved on" in outcomes[0][1] and (tmp_path / "merged" / "merge.json").is_file()
+
+    outcomes = run_on(2, _commanded, tmp_path, "merge", run, "-o", tmp_path / "merged")
+    assert outcomes[0][0] == 2 and "already exists" in outcomes[0][1]

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from lorakit.cli.devices import on_devices, terminal_of_first
 from lorakit.cli.eval import NOT_STORED, Baseline, Models, Output, Quantizations, open_models, results_folder
-from lorakit.cli.options import Json, Quiet
+from lorakit.cli.options import Devices, Json, Quiet
 from lorakit.errors import UserError
 
 
@@ -33,6 +34,7 @@ def benchmark(
     baseline: Baseline = None,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the intervals.")] = 0,
     output: Output = None,
+    devices: Devices = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,21 +44,25 @@ def benchmark(
     package lm-eval (pip install 'lorakit\\[tasks]'); their data comes from the hub, unless the tasks name local files.
     """
     from lorakit import console
+    from lorakit.distributed.processes import is_first
 
-    progress = console.Terminal(quiet)
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     if not names:
         raise UserError("--tasks: no task is named. Write names with commas, such as --tasks gsm8k,arc_easy.")
-    with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.benchmarks.run import BenchmarkSettings, run_benchmark
-        from lorakit.evaluate.report import write_document
-        from lorakit.evaluate.run import find_baseline
+    with on_devices(devices):
+        progress = terminal_of_first(quiet)
+        with open_models(models, quantizations, progress) as model_set:
+            from lorakit.evaluate.benchmarks.run import BenchmarkSettings, run_benchmark
+            from lorakit.evaluate.report import write_document
+            from lorakit.evaluate.run import find_baseline
 
-        folder = results_folder(model_set, output)
-        compared = model_set.specs[find_baseline(model_set, baseline)].name
-        plan = BenchmarkSettings(names, tasks_path, limit, chat_template, allow_code, seed)
-        document, tables = run_benchmark(model_set, plan, compared, progress)
-        path = write_document(document, folder, "tasks-") if folder else None
+            folder = results_folder(model_set, output) if is_first() else None
+            compared = model_set.specs[find_baseline(model_set, baseline)].name
+            plan = BenchmarkSettings(names, tasks_path, limit, chat_template, allow_code, seed)
+            document, tables = run_benchmark(model_set, plan, compared, progress)
+            if not is_first():
+                return
+            path = write_document(document, folder, "tasks-") if folder else None
     if as_json:
         console.result_json({**document, "file": str(path) if path else None})
         return

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from lorakit.amounts import percent
-from lorakit.cli.options import Dtype, Json, NoProof, Onto, OutputFolder, Overwrite, Quiet
+from lorakit.cli.devices import on_devices, terminal_of_first
+from lorakit.cli.options import Devices, Dtype, Json, NoProof, Onto, OutputFolder, Overwrite, Quiet
 from lorakit.errors import UserError
 
 
@@ -47,6 +48,7 @@ def combine(
     onto: Onto = None,
     dtype: Dtype = None,
     no_proof: NoProof = False,
+    devices: Devices = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -56,20 +58,22 @@ def combine(
     what each run's own adapter gained, and how much of that the combination keeps.
     """
     from lorakit import console
-    from lorakit.merge.combine import Combination, combine_runs
-    from lorakit.run_dir import Run
+    from lorakit.distributed.processes import is_first
 
     for option, value in {"onto": onto, "dtype": dtype, "no-proof": no_proof}.items():
         if value and not into_base:
             raise UserError(f"--{option}: requires --into-base, since an adapter is written without it.")
-    facts, merged = combine_runs(
-        [Run(folder) for folder in folders],
-        Combination(method, _parse_weights(weights), density, seed, rank),
-        output,
-        console.Terminal(quiet),
-        overwrite=overwrite,
-        into_base={"onto": onto or "trained", "dtype": dtype, "proved": not no_proof} if into_base else None,
-    )
+    factors = _parse_weights(weights)
+    options = {"onto": onto or "trained", "dtype": dtype, "proved": not no_proof} if into_base else None
+    with on_devices(devices):
+        from lorakit.merge.combine import Combination, combine_runs
+        from lorakit.run_dir import Run
+
+        progress, runs = terminal_of_first(quiet), [Run(folder) for folder in folders]
+        how = Combination(method, factors, density, seed, rank)
+        facts, merged = combine_runs(runs, how, output, progress, overwrite=overwrite, into_base=options)
+        if not is_first():
+            return
     if as_json:
         console.result_json(facts | (merged.facts() if merged else {}))
         return

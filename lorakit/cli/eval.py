@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorakit.cli.options import Json, Quiet
+from lorakit.cli.devices import on_devices, terminal_of_first
+from lorakit.cli.options import Devices, Json, Quiet
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def evaluate(
         ),
     ] = None,
     quantizations: Quantizations = None,
+    devices: Devices = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -105,26 +107,30 @@ def evaluate(
     eval/ folder.
     """
     from lorakit import console
+    from lorakit.distributed.processes import is_first
 
-    progress = console.Terminal(quiet)
     if metrics is not None:
         metrics_of(metrics)
-    with open_models(models, quantizations, progress) as model_set:
-        from lorakit.evaluate.diagnosis.examination import create_examination
-        from lorakit.evaluate.diagnosis.finding import describe_finding
-        from lorakit.evaluate.report import evaluation_document, tables, write_evaluation
-        from lorakit.evaluate.run import EvalSettings, default_settings, score_models
+    with on_devices(devices):
+        progress = terminal_of_first(quiet)
+        with open_models(models, quantizations, progress) as model_set:
+            from lorakit.evaluate.diagnosis.examination import create_examination
+            from lorakit.evaluate.diagnosis.finding import describe_finding
+            from lorakit.evaluate.report import evaluation_document, tables, write_evaluation
+            from lorakit.evaluate.run import EvalSettings, default_settings, score_models
 
-        recipe = default_settings(model_set.prepared)
-        chosen = recipe.metrics if metrics is None else metrics_of(metrics, recipe.metrics)
-        tokens = max_new_tokens or recipe.max_new_tokens
-        settings = EvalSettings(chosen, tokens, rows or recipe.rows, seed, not no_cache, baseline)
-        examined = create_examination(model_set, general) if diagnose or general else None
-        thresholds = thresholds_of(fail_under, settings.metrics)
-        folder = results_folder(model_set, output)
-        evaluation = score_models(model_set, data, settings, progress, examined)
-        failed = failures(evaluation, thresholds)
-        path = write_evaluation(evaluation, folder) if folder else None
+            recipe = default_settings(model_set.prepared)
+            chosen = recipe.metrics if metrics is None else metrics_of(metrics, recipe.metrics)
+            tokens = max_new_tokens or recipe.max_new_tokens
+            settings = EvalSettings(chosen, tokens, rows or recipe.rows, seed, not no_cache, baseline)
+            examined = create_examination(model_set, general) if diagnose or general else None
+            thresholds = thresholds_of(fail_under, settings.metrics)
+            folder = results_folder(model_set, output) if is_first() else None
+            evaluation = score_models(model_set, data, settings, progress, examined)
+            if not is_first():
+                return
+            failed = failures(evaluation, thresholds)
+            path = write_evaluation(evaluation, folder) if folder else None
     if as_json:
         console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
     else:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorakit.cli.options import Dtype, Json, NoProof, Onto, Overwrite, Quiet, quoted
+from lorakit.cli.devices import on_devices, terminal_of_first
+from lorakit.cli.options import Devices, Dtype, Json, NoProof, Onto, Overwrite, Quiet, quoted
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def merge(
             "--verify", metavar="MERGED", help="Prove an existing merge again, such as one that someone sent."
         ),
     ] = None,
+    devices: Devices = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,18 +59,9 @@ def merge(
     [bold]lorakit combine[/bold] makes one adapter of several, [bold]lorakit extract[/bold] one out of two models.
     """
     from lorakit import console
+    from lorakit.distributed.processes import is_first
 
-    progress = console.Terminal(quiet)
     run = _run_of(folder)
-
-    def read_input() -> "MergeInput":
-        from lorakit.merge.inputs import input_of_adapter, input_of_run
-        from lorakit.prepare import reopen_run
-
-        if run is None:
-            return input_of_adapter(folder, base, progress, data)
-        return input_of_run(*reopen_run(run.folder, progress, base), progress, data)
-
     if verify is not None:
         writing = {"output": output, "overwrite": overwrite, "onto": onto, "dtype": dtype, "no-proof": no_proof}
         for option, value in writing.items():
@@ -76,19 +69,35 @@ def merge(
                 raise UserError(f"--{option}: does nothing with --verify, which writes nothing. Leave it out.")
         if not verify.is_dir():
             raise UserError(f"--verify {verify}: there is no such folder.")
-        from lorakit.merge.run import verify as prove_again
+    # It computes on the processor, where several processes have no more threads in all than one.
+    with on_devices(devices, starts=devices is not None):
+        progress = terminal_of_first(quiet)
 
-        merged = prove_again(read_input(), verify, progress)
-        first, following = f"{verify}: is the merged model of {folder}", ""
-    else:
-        from lorakit.merge.run import merge as merge_adapter
-        from lorakit.output_dir import claim_output
+        def read_input() -> "MergeInput":
+            from lorakit.merge.inputs import input_of_adapter, input_of_run
+            from lorakit.prepare import reopen_run
 
-        target = output or (run.merged if run else folder / "merged")
-        with run.shared() if run else nullcontext(), claim_output(target, overwrite):
-            given = read_input()
-            merged = merge_adapter(given, target, progress, onto or "trained", dtype, not no_proof)
-        first, following = f"merged model: {merged.folder}", f"\nnext: {_next_command(given, merged)}"
+            if run is None:
+                return input_of_adapter(folder, base, progress, data)
+            return input_of_run(*reopen_run(run.folder, progress, base), progress, data)
+
+        if verify is not None:
+            from lorakit.merge.run import verify as prove_again
+
+            merged = prove_again(read_input(), verify, progress)
+            first, following = f"{verify}: is the merged model of {folder}", ""
+        else:
+            from lorakit.distributed.sharing import opened_by_first
+            from lorakit.merge.run import merge as merge_adapter
+            from lorakit.output_dir import claim_output
+
+            target = output or (run.merged if run else folder / "merged")
+            with run.shared() if run else nullcontext(), opened_by_first(lambda: claim_output(target, overwrite)):
+                given = read_input()
+                merged = merge_adapter(given, target, progress, onto or "trained", dtype, not no_proof)
+            first, following = f"merged model: {merged.folder}", f"\nnext: {_next_command(given, merged)}"
+        if not is_first():
+            return
     if as_json:
         console.result_json(merged.facts())
     else:

@@ -15,6 +15,7 @@ from lorakit.data.batches import collate
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.data.rows import IGNORED
+from lorakit.distributed.processes import local_size
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import free_memory_of
 from lorakit.hardware.machine import processor
@@ -182,7 +183,7 @@ def tokens_at_once(model: Any) -> int:
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     layers = getattr(text, "num_hidden_layers", None) or 1
     stored = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * width * model.dtype.itemsize
-    free = free_memory_of(model.device) if model.device.type != "cpu" else processor().memory
+    free = free_memory_of(model.device) if model.device.type != "cpu" else processor().memory // local_size()
     return int(min(max(free * _SHARE / stored, _LEAST), _MOST))
 
 
