@@ -248,7 +248,7 @@ def test_a_merge_is_written_once_and_its_proof_is_that_of_one_process(quantizati
 
 def test_a_merge_that_fails_its_proof_is_put_in_place_by_nobody(run, tmp_path):
     outcomes = outcomes_on(2, _merged, run, tmp_path / "merged", "trained", True)
-    assert [error for error, _ in outcomes] == ["LorakitError"] * 2
+    assert [error for error, _ in outcomes] == ["LorakitError", "FailedElsewhere"]
     assert "It was not put in place" in outcomes[0][1]
     assert not list(tmp_path.iterdir())
 

@@ -49,7 +49,7 @@ def benchmark(
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     if not names:
         raise UserError("--tasks: no task is named. Write names with commas, such as --tasks gsm8k,arc_easy.")
-    with on_devices(devices):
+    with on_devices(devices, remedy=lambda: "No figures were stored: start again."):
         progress = terminal_of_first(quiet)
         with open_models(models, quantizations, progress) as model_set:
             from lorakit.evaluate.benchmarks.run import BenchmarkSettings, run_benchmark

@@ -65,7 +65,7 @@ def combine(
             raise UserError(f"--{option}: requires --into-base, since an adapter is written without it.")
     factors = _parse_weights(weights)
     options = {"onto": onto or "trained", "dtype": dtype, "proved": not no_proof} if into_base else None
-    with on_devices(devices):
+    with on_devices(devices, remedy=lambda: "Nothing was put in place: start again."):
         from lorakit.merge.combine import Combination, combine_runs
         from lorakit.run_dir import Run
 

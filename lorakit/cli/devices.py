@@ -4,10 +4,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorakit.distributed.launchers import launched, refuse_accelerate_settings
 from lorakit.distributed.processes import World
 from lorakit.errors import UserError
+
+if TYPE_CHECKING:
+    from lorakit.progress import Progress
 
 
 @contextmanager
@@ -68,3 +72,12 @@ def _launch(count: int, remedy: Callable[[], str]) -> int:
     # As `python -m` has it, the folder of the user would come before the packages: unless it did so here as well.
     safe = [] if sys.path and sys.path[0] in ("", str(Path.cwd())) else ["-P"]
     return launch(count, [*safe, "-m", "lorakit", *sys.argv[1:]], console.error, remedy)
+
+
+def terminal_of_first(quiet: bool) -> "Progress":
+    """The terminal, of the first process; the others say nothing."""
+    from lorakit import console
+    from lorakit.distributed.processes import is_first
+    from lorakit.progress import Silent
+
+    return console.Terminal(quiet) if is_first() else Silent()

@@ -111,7 +111,7 @@ def evaluate(
 
     if metrics is not None:
         metrics_of(metrics)
-    with on_devices(devices):
+    with on_devices(devices, remedy=lambda: "Start again." if no_cache else "The same command goes on from the cache."):
         progress = terminal_of_first(quiet)
         with open_models(models, quantizations, progress) as model_set:
             from lorakit.evaluate.diagnosis.examination import create_examination

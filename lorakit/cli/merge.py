@@ -70,7 +70,7 @@ def merge(
         if not verify.is_dir():
             raise UserError(f"--verify {verify}: there is no such folder.")
     # It computes on the processor, where several processes have no more threads in all than one.
-    with on_devices(devices, starts=devices is not None):
+    with on_devices(devices, remedy=lambda: "Nothing was put in place: start again.", starts=devices is not None):
         progress = terminal_of_first(quiet)
 
         def read_input() -> "MergeInput":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorakit.amounts import counted, decimal_bytes, duration, gibibytes, percent
-from lorakit.cli.devices import on_devices
+from lorakit.cli.devices import on_devices, terminal_of_first
 from lorakit.cli.options import Devices, Json, Overrides, Quiet, RecipePath, quoted
 from lorakit.errors import LorakitError, UserError
 
@@ -84,21 +84,12 @@ def _dry_run(loaded: "LoadedRecipe", as_json: bool, quiet: bool) -> None:
     from lorakit.distributed.processes import is_first
     from lorakit.prepare import prepare_run
 
-    progress = _progress(quiet)
+    progress = terminal_of_first(quiet)
     with loaded.locating():
         prepared = prepare_run(loaded.recipe, progress)
     if is_first():
         _describe(prepared, progress)
         _print_plan(prepared, as_json, progress)
-
-
-def _progress(quiet: bool) -> "Progress":
-    """The terminal, of the first process; the others say nothing."""
-    from lorakit import console
-    from lorakit.distributed.processes import is_first
-    from lorakit.progress import Silent
-
-    return console.Terminal(quiet) if is_first() else Silent()
 
 
 @contextmanager
@@ -129,7 +120,7 @@ def _run(loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, q
     from lorakit.recipe.adapter_kind import trains_all
     from lorakit.recipe.export_target import parse_target
 
-    progress = _progress(quiet)
+    progress = terminal_of_first(quiet)
     targets = [parse_target(word) for word in loaded.recipe.output.export]
     with _opened(loaded, resume, overwrite) as run:
         outcome, prepared = _train(run, loaded, resume, progress)
