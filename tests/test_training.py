@@ -280,8 +280,8 @@ def test_half_precision_computes_under_autocast_and_trains_the_adapter_in_float3
 
 
 def test_processes_of_a_launcher_that_have_not_joined_are_refused(recipe_file, tmp_path, monkeypatch):
-    for name in ("WORLD_SIZE", "RANK"):
-        monkeypatch.setenv(name, "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(LorakitError, match="has not joined"):
         run_recipe(recipe_file(), tmp_path / "run")
 

@@ -1,5 +1,6 @@
 """One command in several processes, one a device: those that a launcher started, or that the command starts itself."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,20 +30,21 @@ def on_devices(
     what to do where a process is killed. `starts`: whether others are started; else it is alone without a launcher."""
     from lorakit import console
 
-    refuse_accelerate_settings()
-    place = launched()
-    if place is not None:
-        if devices not in (None, place.local_size):
-            raise UserError(
-                f"--devices {devices}: {place.launcher} started {place.local_size} on this machine. Leave --devices "
-                "out, or start the command itself."
-            )
-    elif (count := _choose_count(devices, most)) > 1 and starts:
-        sys.exit(_launch(count, remedy))
+    place, environment = launched(), dict(os.environ)
+    if place is None:
+        refuse_accelerate_settings(environment)
+        if (count := _choose_count(devices, most)) > 1 and starts:
+            sys.exit(_launch(count, remedy))
     from lorakit.distributed.join import joined
-    from lorakit.distributed.launch import device_type
 
-    with joined(device_type() if place else "cpu", report=console.error) as world:
+    with joined(console.error) as world:
+        if place is not None:
+            refuse_accelerate_settings(environment)
+            if devices not in (None, place.local_size):
+                raise UserError(
+                    f"--devices {devices}: {place.launcher} started {place.local_size} on this machine. Leave "
+                    "--devices out, or start the command itself."
+                )
         yield world
 
 
@@ -50,7 +52,7 @@ def _choose_count(devices: int | None, most: Callable[[], int] | None) -> int:
     limit = most() if most else None
     if devices == 1:
         return 1
-    from lorakit.distributed.launch import count_devices
+    from lorakit.distributed.binding import count_devices
 
     visible = count_devices()
     if devices is None:

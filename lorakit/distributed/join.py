@@ -13,19 +13,15 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from lorakit.distributed.binding import BACKENDS, bind_device, identify_device, refuse_unfit_devices
 from lorakit.distributed.launchers import LAUNCHER_VARIABLES, LaunchedProcess, launched
 from lorakit.distributed.processes import FailedElsewhere, ProcessLost, World, gather, set_world
 from lorakit.distributed.watch import Watch
-from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, LorakitError, UserError, exit_code_of, first_line
+from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, LorakitError, exit_code_of, first_line
 
 # One process may prepare rows or write a checkpoint while the others wait: it is the watch that notices who is gone.
 _PATIENCE = timedelta(hours=24)
 _ARRIVAL = timedelta(minutes=10)  # between the first process and the last
-# Type of device -> torch.distributed's backends for it (its `default_device_backend_map`; AMD's RCCL goes by NCCL's
-# name), and the variable by which a process sees some of them only.
-BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
-VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
-_VISIBLE_ON_ROCM = "HIP_VISIBLE_DEVICES"  # which counts more than CUDA's (torch's cuda/__init__.py)
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _PR_SET_PDEATHSIG, _SIOCGIFADDR = 1, 0x8915  # linux/prctl.h, linux/sockios.h
 
@@ -35,10 +31,11 @@ def _ignore(message: str) -> None:
 
 
 @contextmanager
-def joined(device: str = "cpu", report: Callable[[str], None] = _ignore) -> Iterator[World]:
-    """Within, this process is one of those that its launcher started; alone where none did, or it started one.
+def joined(report: Callable[[str], None] = _ignore) -> Iterator[World]:
+    """Within, this process is one of those that its launcher started, and sees its own device alone; alone where none
+    did, or it started one.
 
-    `device`: the type of device that it computes on. `report`: prints why the watch ends this process. What is raised
+    `report`: prints why the watch ends this process. What is raised
     inside is raised on one process, whose message the user reads, and FailedElsewhere on the others. UserError where
     the launcher's environment or the devices do not fit."""
     place = launched()
@@ -49,7 +46,7 @@ def joined(device: str = "cpu", report: Callable[[str], None] = _ignore) -> Iter
         if place.size == 1:
             yield World()
             return
-        with _joined(place, device, report) as world:
+        with _joined(place, report) as world:
             yield world
 
 
@@ -69,21 +66,18 @@ def _own_environment() -> Iterator[None]:
 
 
 @contextmanager
-def _joined(place: LaunchedProcess, device: str, report: Callable[[str], None]) -> Iterator[World]:
+def _joined(place: LaunchedProcess, report: Callable[[str], None]) -> Iterator[World]:
     _end_with_parent(place)
-    _bind_device(device, place)
     store = _connect(place)
-    if _GLOO_INTERFACE not in os.environ and (interface := _interface_to(place)):
-        os.environ[_GLOO_INTERFACE] = interface
     speaks = place.local_rank == 0 or place.rank == 1  # the first of each machine, should the process of rank 0 be gone
     watch = Watch(store.clone(), place.rank, place.size, speaks, bool(place.parent), report)
-    world = _join_groups(device, place, store, watch)
-    set_world(world)
-    complete = False
+    device, complete = "", False
     try:
         with _one_message(watch, place.rank):
+            device = _agree_on_devices(place, store)
             watch.start()
-            _refuse_shared_devices(device)
+            world = _join_groups(device, place, store, watch)
+            set_world(world)
             yield world
             gather(None)  # all leave together: none ends another's connections
             complete = True
@@ -91,9 +85,29 @@ def _joined(place: LaunchedProcess, device: str, report: Callable[[str], None]) 
         _leave(watch, complete or device == "cpu")
 
 
+def _agree_on_devices(place: LaunchedProcess, store: Any) -> str:
+    """The type of device that every process has found and bound for itself."""
+    device = bind_device(place)
+    store.set(f"lorakit/device/{place.rank}", identify_device(device))
+    names = [f"lorakit/device/{rank}" for rank in range(place.size)]
+    try:
+        store.wait(names, _ARRIVAL)
+    except RuntimeError as error:
+        absent = ", ".join(str(rank) for rank, name in enumerate(names) if not store.check([name]))
+        raise LorakitError(
+            f"after {_ARRIVAL.seconds // 60} minutes these of {place.size} processes have not joined: rank {absent}. "
+            "Have they been started, and can they reach "
+            f"{place.address}:{place.port}? What they print says more."
+        ) from error
+    refuse_unfit_devices([text.decode() for text in store.multi_get(names)])
+    return device
+
+
 def _join_groups(device: str, place: LaunchedProcess, store: Any, watch: Watch) -> World:
     from torch import distributed
 
+    if _GLOO_INTERFACE not in os.environ and (interface := _interface_to(place)):
+        os.environ[_GLOO_INTERFACE] = interface
     try:
         distributed.init_process_group(BACKENDS[device], store=store, rank=place.rank, world_size=place.size)
         control = distributed.new_group(backend="gloo", timeout=_PATIENCE)
@@ -168,7 +182,7 @@ def _leave(watch: Watch, destroys: bool) -> None:
     if not watch.has_parent and threading.current_thread() is threading.main_thread():
         # What is left to do is to print a message; torchrun sends SIGTERM as soon as another process has failed.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if destroys:
+    if destroys and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
@@ -178,44 +192,6 @@ def _end_with_parent(place: LaunchedProcess) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != place.parent:
             raise Interrupted("the process that started this one has ended")
-
-
-def _bind_device(device: str, place: LaunchedProcess) -> None:
-    """Let this process see its own GPU alone, before anything looks at the GPUs."""
-    if device == "mps":
-        raise UserError("a Mac has one GPU: start one process, without a launcher.")
-    if device not in VISIBLE:
-        return
-    import torch
-
-    count = torch.accelerator.device_count()
-    if count == 1 < place.local_size:
-        return  # the launcher gave each process its own
-    if count < place.local_size:
-        raise UserError(
-            f"{place.local_size} processes on {socket.gethostname()}, which shows {count} GPUs: a process needs one "
-            "for itself. Start fewer."
-        )
-    variable, restricted = VISIBLE[device], os.environ.get(VISIBLE[device])
-    if torch.version.hip:
-        variable, restricted = _VISIBLE_ON_ROCM, os.environ.get(_VISIBLE_ON_ROCM, restricted)
-    names = restricted.split(",") if restricted else [str(index) for index in range(count)]
-    os.environ[variable] = names[place.local_rank].strip()
-
-
-def _refuse_shared_devices(device: str) -> None:
-    if device not in VISIBLE:
-        return
-    import torch
-
-    own = (socket.gethostname(), str(torch.get_device_module(device).get_device_properties(0).uuid))
-    everywhere = gather(own)
-    for rank, other in enumerate(everywhere):
-        if (first := everywhere.index(other)) < rank:
-            raise UserError(
-                f"rank {first} and rank {rank} have the same GPU of {other[0]} ({other[1]}): a process needs one for "
-                "itself. Start as many processes as there are GPUs; SLURM: --ntasks-per-node and --gpus-per-node alike."
-            )
 
 
 def _interface_to(place: LaunchedProcess) -> str | None:

@@ -31,23 +31,6 @@ _INTERRUPTED = {EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT}
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def count_devices() -> int:
-    """The GPUs that torch can use here: 0 on a machine without."""
-    import torch
-
-    return torch.accelerator.device_count()
-
-
-def device_type() -> str:
-    """The type of device that a process computes on here, as torch names it."""
-    import torch
-
-    # Counted: `is_available` would start CUDA (torch's cuda/__init__.py), which reads CUDA_VISIBLE_DEVICES only then,
-    # before the process is bound to its GPU.
-    device = torch.accelerator.current_accelerator()
-    return device.type if device and count_devices() else "cpu"
-
-
 def launch(count: int, arguments: Sequence[str], report: Callable[[str], None], remedy: Callable[[], str]) -> int:
     """Run this Python with `arguments` in `count` processes that find each other, and return the exit code of the one
     that failed first, or 0. `report` prints why a process ended that could not say so itself; `remedy` is its advice.

@@ -87,8 +87,8 @@ def alone() -> Iterator[None]:
 
 
 def has_parent() -> bool:
-    """Whether lorakit itself started this process beside others: what it is sent twice then comes from the parent and
-    from whoever signals all processes; to stop at once, the parent sends SIGINT."""
+    """Whether lorakit itself started this process beside others. A second SIGTERM may then be the one that the parent
+    passed on, where a batch system signals all processes; to stop at once, the parent sends SIGINT."""
     return _world.has_parent
 
 

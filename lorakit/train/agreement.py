@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lorakit.distributed.processes import any_of, copy_from_first, from_first, gather, refuse, world_size
+from lorakit.distributed.processes import any_of, copy_from_first, from_first, gather, has_parent, refuse, world_size
 from lorakit.errors import LorakitError
 from lorakit.model.peft_adapter import content_of, trained_weights
 from lorakit.progress import Progress
@@ -47,7 +47,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGHUP:
+        if self.signal and (number == signal.SIGHUP or (number == signal.SIGTERM and has_parent())):
             return  # it follows by itself: systemd sends it after SIGTERM, and a closed terminal more than one
         if self.signal:
             raise KeyboardInterrupt
