@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
 
 from lorakit.distributed.binding import BACKENDS, bind_device, identify_device, refuse_unfit_devices
 from lorakit.distributed.launchers import LAUNCHER_VARIABLES, LaunchedProcess, launched
 from lorakit.distributed.processes import FailedElsewhere, ProcessLost, World, gather, set_world
 from lorakit.distributed.watch import Watch
-from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, LorakitError, exit_code_of, first_line
+from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, LorakitError, UserError, exit_code_of, first_line
 
 # One process may prepare rows or write a checkpoint while the others wait: it is the watch that notices who is gone.
 _PATIENCE = timedelta(hours=24)
@@ -124,6 +125,12 @@ def _connect(place: LaunchedProcess) -> Any:
     """A client of the store through which the processes find each other; rank 0 holds it where no launcher does."""
     from torch import distributed
 
+    if place.local_size < place.size and _is_loopback(place.address):
+        raise UserError(
+            f"MASTER_ADDR={place.address} is on every machine that machine itself, and {place.size - place.local_size} "
+            f"of {place.size} processes are on others. torchrun: give --local-addr the address of each machine; else "
+            "set MASTER_ADDR to the host of rank 0, or LOCAL_RANK and LOCAL_WORLD_SIZE where all are on one machine."
+        )
     holds = place.rank == 0 and not place.hosted
     try:
         return distributed.TCPStore(
@@ -192,6 +199,14 @@ def _end_with_parent(place: LaunchedProcess) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != place.parent:
             raise Interrupted("the process that started this one has ended")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        found = socket.getaddrinfo(address, None)
+    except OSError:
+        return False  # what the store says of it names the reason
+    return all(ip_address(str(entry[4][0])).is_loopback for entry in found)
 
 
 def _interface_to(place: LaunchedProcess) -> str | None:
