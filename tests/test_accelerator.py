@@ -5,8 +5,7 @@ import os
 import pytest
 import torch
 
-from lorakit.distributed import join
-from lorakit.distributed.launch import device_type
+from lorakit.distributed import binding
 from lorakit.distributed.launchers import LaunchedProcess
 from lorakit.errors import UserError
 from lorakit.hardware.accelerator import (
@@ -90,14 +89,14 @@ def test_other_failures_of_a_device_are_no_lack_of_memory(text):
 def test_processes_of_a_processor_are_bound_to_nothing_and_a_mac_has_one_gpu():
     environment = dict(os.environ)
     place = LaunchedProcess("torchrun", rank=1, size=2, local_rank=1, local_size=2)
-    join._bind_device(device_type(), place)
+    binding.bind_device(place, binding.device_type())
     assert dict(os.environ) == environment
     with pytest.raises(UserError, match="a Mac has one GPU"):
-        join._bind_device("mps", place)
+        binding.bind_device(place, "mps")
 
 
 def test_every_type_of_device_that_several_processes_use_has_a_backend():
-    assert {*join.VISIBLE, "cpu"} == set(join.BACKENDS)
-    for device, backend in join.BACKENDS.items():
+    assert {*binding.VISIBLE, "cpu"} == set(binding.BACKENDS)
+    for device, backend in binding.BACKENDS.items():
         own = torch.distributed.Backend.default_device_backend_map[device]
         assert own in backend, "torch's own backend for the device"

@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from lorakit.distributed.launchers import LaunchedProcess
 from lorakit.errors import UserError
 
-# Type of device -> torch.distributed's backends for it. Two on an accelerator: what is in main memory goes by gloo.
+# Type of device -> torch.distributed's backends for it (its `default_device_backend_map`; AMD's RCCL goes by NCCL's
+# name). Two on an accelerator: what is in main memory goes by gloo.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
 # Type of device -> variables by which a process sees some of the devices only; the first one that is set counts.
-_VISIBLE = {"cuda": ("CUDA_VISIBLE_DEVICES",), "xpu": ("ZE_AFFINITY_MASK",)}
-_ROCM_VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")  # ROCm shows itself as cuda
+VISIBLE = {"cuda": ("CUDA_VISIBLE_DEVICES",), "xpu": ("ZE_AFFINITY_MASK",)}
+# ROCm shows itself as cuda; its own variable counts more than CUDA's (torch's cuda/__init__.py).
+_ROCM_VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 
 def device_type() -> str:
     """The type of device that this torch computes on here, as torch names it."""
     import torch
 
+    # Counted: `is_available` would start CUDA (torch's cuda/__init__.py).
     built_for = torch.accelerator.current_accelerator()
     return built_for.type if built_for and torch.get_device_module(built_for).device_count() else "cpu"
 
@@ -34,19 +37,19 @@ def count_devices() -> int:
     return 0 if device == "cpu" else int(torch.get_device_module(device).device_count())
 
 
-def bind_device(place: LaunchedProcess) -> str:
-    """Let this process see its own device alone; the type of it. UserError where there are fewer than processes."""
+def bind_device(place: LaunchedProcess, device: str) -> None:
+    """Let this process see its own device alone, of this type. UserError where there are fewer than processes."""
     import torch
 
-    device, count = device_type(), count_devices()
     if device == "cpu":
-        return device
-    if device not in _VISIBLE:
-        raise UserError(f"{place.size} processes: torch joins none on {device}. Start the command without a launcher.")
-    variables = _ROCM_VISIBLE if torch.version.hip else _VISIBLE[device]
+        return
+    if device not in VISIBLE:
+        raise UserError("a Mac has one GPU: start one process, without a launcher.")
+    count = count_devices()
+    variables = _ROCM_VISIBLE if torch.version.hip else VISIBLE[device]
     restricted = next((os.environ[name] for name in variables if os.environ.get(name)), "")
     if count == 1 and restricted and place.local_size > 1:
-        return device  # the launcher gave each process its own
+        return  # the launcher gave each process its own
     if count < place.local_size:
         raise UserError(
             f"{place.local_size} processes on {socket.gethostname()}, which shows {count} GPUs: a process needs one "
@@ -54,14 +57,13 @@ def bind_device(place: LaunchedProcess) -> str:
         )
     names = restricted.split(",") if restricted else [str(index) for index in range(count)]
     os.environ[variables[0]] = names[place.local_rank].strip()
-    return device
 
 
 def identify_device(device: str) -> str:
     """The type of this process's device, its machine and the device itself, where one is told from another."""
     import torch
 
-    number = torch.cuda.get_device_properties(0).uuid if device == "cuda" else ""
+    number = "" if device == "cpu" else torch.get_device_module(device).get_device_properties(0).uuid
     return f"{device}\n{socket.gethostname()}\n{number}"
 
 

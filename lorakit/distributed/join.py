@@ -14,7 +14,7 @@ from datetime import timedelta
 from ipaddress import ip_address
 from typing import Any
 
-from lorakit.distributed.binding import BACKENDS, bind_device, identify_device, refuse_unfit_devices
+from lorakit.distributed.binding import BACKENDS, bind_device, device_type, identify_device, refuse_unfit_devices
 from lorakit.distributed.launchers import LAUNCHER_VARIABLES, LaunchedProcess, launched
 from lorakit.distributed.processes import FailedElsewhere, ProcessLost, World, gather, set_world
 from lorakit.distributed.watch import Watch
@@ -32,13 +32,13 @@ def _ignore(message: str) -> None:
 
 
 @contextmanager
-def joined(report: Callable[[str], None] = _ignore) -> Iterator[World]:
+def joined(report: Callable[[str], None] = _ignore, device: str | None = None) -> Iterator[World]:
     """Within, this process is one of those that its launcher started, and sees its own device alone; alone where none
     did, or it started one.
 
-    `report`: prints why the watch ends this process. What is raised
-    inside is raised on one process, whose message the user reads, and FailedElsewhere on the others. UserError where
-    the launcher's environment or the devices do not fit."""
+    `device`: the type of device to compute on, instead of what this torch finds. `report`: prints why the watch ends
+    this process. What is raised inside is raised on one process, whose message the user reads, and FailedElsewhere on
+    the others. UserError where the launcher's environment or the devices do not fit."""
     place = launched()
     if place is None:
         yield World()
@@ -47,7 +47,7 @@ def joined(report: Callable[[str], None] = _ignore) -> Iterator[World]:
         if place.size == 1:
             yield World()
             return
-        with _joined(place, report) as world:
+        with _joined(place, report, device) as world:
             yield world
 
 
@@ -67,15 +67,15 @@ def _own_environment() -> Iterator[None]:
 
 
 @contextmanager
-def _joined(place: LaunchedProcess, report: Callable[[str], None]) -> Iterator[World]:
+def _joined(place: LaunchedProcess, report: Callable[[str], None], device: str | None) -> Iterator[World]:
     _end_with_parent(place)
     store = _connect(place)
     speaks = place.local_rank == 0 or place.rank == 1  # the first of each machine, should the process of rank 0 be gone
     watch = Watch(store.clone(), place.rank, place.size, speaks, bool(place.parent), report)
-    device, complete = "", False
+    complete = False
     try:
         with _one_message(watch, place.rank):
-            device = _agree_on_devices(place, store)
+            device = _agree_on_devices(place, store, device or device_type())
             watch.start()
             world = _join_groups(device, place, store, watch)
             set_world(world)
@@ -86,9 +86,9 @@ def _joined(place: LaunchedProcess, report: Callable[[str], None]) -> Iterator[W
         _leave(watch, complete or device == "cpu")
 
 
-def _agree_on_devices(place: LaunchedProcess, store: Any) -> str:
+def _agree_on_devices(place: LaunchedProcess, store: Any, device: str) -> str:
     """The type of device that every process has found and bound for itself."""
-    device = bind_device(place)
+    bind_device(place, device)
     store.set(f"lorakit/device/{place.rank}", identify_device(device))
     names = [f"lorakit/device/{rank}" for rank in range(place.size)]
     try:
@@ -203,10 +203,10 @@ def _end_with_parent(place: LaunchedProcess) -> None:
 
 def _is_loopback(address: str) -> bool:
     try:
-        found = socket.getaddrinfo(address, None)
+        entries = socket.getaddrinfo(address, None)
     except OSError:
         return False  # what the store says of it names the reason
-    return all(ip_address(str(entry[4][0])).is_loopback for entry in found)
+    return all(ip_address(str(entry[4][0])).is_loopback for entry in entries)
 
 
 def _interface_to(place: LaunchedProcess) -> str | None:

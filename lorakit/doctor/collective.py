@@ -148,7 +148,7 @@ def _take_part(device: str) -> None:
     from lorakit.distributed.join import joined
     from lorakit.distributed.processes import rank, sum_in_place
 
-    with joined(device):
+    with joined(device=device):
         for _ in range(_TIMES):
             tensor = torch.full((_NUMBERS,), float(rank()), device=device)
             start = time.perf_counter()
