@@ -23,6 +23,12 @@ _CONFLICTS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str, str], 
         "bitsandbytes' optimizers do not train weights of which each device holds a part",
         "Write optimizer: adamw, or sharding: none.",
     ),
+    (
+        ("fsdp",),
+        {"adapter.kind": ("none",), "model.dtype": ("float16",)},
+        "loss scaling looks for overflows in the gradients of this device alone, which has a part of them",
+        "Write dtype: bfloat16 or float32, or sharding: none.",
+    ),
 )
 """Strategies, and values by key with which together they cannot work; why, and what to write instead."""
 
@@ -34,6 +40,7 @@ def sharding_conflicts(recipe: Recipe, sharding: str) -> Iterator[tuple[PathPart
         "adapter.kind": kind.name,
         "model.quantization": kind.quantizes or recipe.model.quantization,
         "train.optimizer": recipe.train.optimizer,
+        "model.dtype": recipe.model.dtype,
     }
     for shardings, others, reason, remedy in _CONFLICTS:
         if sharding in shardings and all(values[key] in words for key, words in others.items()):

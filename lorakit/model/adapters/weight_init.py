@@ -164,7 +164,9 @@ def init_eva(model: Any, settings: Eva, context: InitContext) -> None:
     with context.progress.bar("eva: directions of the inputs", total=0) as bar:
         batches = _Batches(context, 2 * most, next(model.parameters()).device, bar)
         functions = {"forward_fn": forward, "prepare_layer_inputs_fn": reaching}
-        initialize_lora_eva_weights(model, batches, show_progress_bar=False, **functions)
+        # Of several processes each sees all the rows; PEFT would add up what they see.
+        options = {"gather_distributed_inputs": False, "show_progress_bar": False}
+        initialize_lora_eva_weights(model, batches, **options, **functions)
     config.init_lora_weights, config.eva_config = True, None
     ranks = [layer.r["default"] for _, layer in lora_layers(model)]
     spread = f"ranks from {min(ranks)} to {max(ranks)} in {len(ranks)} modules"
