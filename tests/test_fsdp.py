@@ -23,6 +23,7 @@ from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.run_dir import Run
 from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens
+from lorakit.train.preflight import probe_longest, state_bytes
 from lorakit.train.setup import set_up_training
 from lorakit.train.trainer import TrainingCallback
 
@@ -129,6 +130,21 @@ def test_each_process_has_its_part_of_the_base_in_memory_and_no_more(quantizatio
     scales = {"none": 0.0, "nf4": 0.125 * 0.8, "q8": 0.03}[quantization]  # 4 bytes for 32; for a row
     for shares in run_on(2, _shares, path, **environment()):
         assert all(0.5 <= share < 0.55 + scales for share in shares), shares
+
+
+def _probe(path):
+    """What is tried before a run on a GPU."""
+    prepared = prepare_run(load(path, [FSDP]).recipe, Silent())
+    runner = MicroBatchRunner(set_up_training(prepared, None, Silent()), prepared, Silent())
+    return probe_longest(runner).micro_batch, state_bytes(runner.model, "adamw", runner.sharding)
+
+
+@pytest.mark.slow
+def test_the_longest_rows_are_tried_by_all_with_room_for_the_states_of_their_parts(recipe_file, tiny_base):
+    path = recipe_file(**FULL, train={"batch_size": 6, "micro_batch": 3})
+    whole = 8 * LlamaForCausalLM.from_pretrained(tiny_base).num_parameters()
+    (ours, part), (theirs, rest) = run_on(2, _probe, path, **environment())
+    assert (ours, theirs) == (3, 3) and part + rest == whole
 
 
 def test_checkpoints_hold_what_is_trained_and_the_merged_model_is_that_of_one_process(recipe_file, tmp_path):

@@ -139,7 +139,7 @@ def whole_model(state: TrainingState, prepared: Prepared) -> dict[str, torch.Ten
     if not trains_all(prepared.recipe.adapter):
         return {}
     state.model.to(DTYPES[stored_dtype(prepared.base)])
-    return state.sharding.whole_on_first(state.model.state_dict())
+    return state.sharding.whole_on_first(state.model.state_dict(keep_vars=True))
 
 
 def save_result(

@@ -57,15 +57,16 @@ class Sharding:
         """Whether this process holds a part of a tensor only."""
         return self.local(tensor) is not tensor
 
+    @torch.no_grad()
     def whole_on_first(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole tensors by name, those that were shared out in main memory; empty on other processes than the first.
-        All call it."""
-        result = {}
-        for name, tensor in tensors.items():
-            whole = self.whole(tensor)
-            if is_first():
-                result[name] = whole.cpu() if whole is not tensor else tensor
-        return result
+        """Whole tensors by name, those that were shared out in main memory, one that has two names once; empty on other
+        processes than the first. All call it."""
+        made: dict[int, torch.Tensor] = {}
+        for tensor in tensors.values():
+            if id(tensor) not in made:
+                whole = self.whole(tensor)
+                made[id(tensor)] = whole.cpu() if is_first() and whole is not tensor else tensor
+        return {name: made[id(tensor)].detach() for name, tensor in tensors.items()} if is_first() else {}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The state dict of an optimizer, with whole tensors, on the first process. All call it."""
