@@ -24,15 +24,19 @@ SHARED: dict[tuple[str, bool], tuple[str, ...]] = {
     ("fsdp", True): ("weights", "gradients", "optimizer"),
     ("zero-2", False): ("gradients", "optimizer"),
     ("zero-2", True): ("gradients", "optimizer"),
-    ("zero-3", False): ("weights", "adapter", "gradients", "optimizer"),
+    ("zero-3", False): ("weights", "gradients", "optimizer"),
     ("zero-3", True): ("weights", "gradients", "optimizer"),
 }
 """Strategy, and whether the weights themselves are trained -> the components of which a device holds its part."""
 
-# Blocks whose weights are whole on a device at once: the one that computes, and the next one's in flight (torch's
-# distributed/fsdp/_fully_shard/_fsdp_param_group.py; DeepSpeed fetches ahead too).
+# Blocks whose weights FSDP has whole on a device at once: the one that computes, and the next one's in flight (torch's
+# distributed/fsdp/_fully_shard/_fsdp_param_group.py).
 _BLOCKS_AT_ONCE = 2
-# lorakit/distributed/processes.py: numbers of gradients that are summed in one message, which are copied for it.
+# Numbers that DeepSpeed keeps gathered where they are used again within as many (stage3_max_live_parameters and
+# stage3_max_reuse_distance, their defaults); packed ones of quantized weights count as one each.
+_LIVE = 1_000_000_000
+# lorakit/distributed/processes.py and train/zero.py: numbers of gradients that are summed in one message, which are
+# copied for it; DeepSpeed reserves the memory.
 BUCKET = 1 << 24
 # What NCCL takes on a card besides: 688 MB on A100 with NVLink (nccl#964); over PCIe it has two channels, of which each
 # takes 12 MB for a neighbour (nccl-tests#117).
@@ -69,21 +73,38 @@ def weight_parts(spec: ModelSpec, quantization: str, total: int, width: int) -> 
 def memory_of_one(memory: "Memory", adapted: TrainableParams, step: "TrainingStep", parts: WeightParts) -> "Memory":
     """A moment of a training as one of its devices holds it: its part of what is shared out, and what is made whole of
     the others' parts for the time of a product."""
-    shared, full = SHARED[step.sharding, adapted.full_fine_tuning], adapted.full_fine_tuning
+    shared = SHARED[step.sharding, adapted.full_fine_tuning]
     divided = {name: math.ceil(getattr(memory, name) / step.devices) for name in shared if name != "weights"}
     memory = replace(memory, **divided, overhead=memory.overhead + step.collectives)
-    if "gradients" not in shared and memory.moment == "end of the backward pass":
-        copied = min(adapted.trained, BUCKET) * step.trained_width
-        memory = replace(memory, buffers=memory.buffers + copied)
-    if "weights" not in shared or memory.moment == "loading":
+    if memory.moment == "loading":  # every process reads the whole
         return memory
-    weights = math.ceil((parts.total - parts.states) / step.devices) + parts.states
-    gathered = parts.root + _BLOCKS_AT_ONCE * parts.block
-    # Gradients are whole until each device has the sum of its part, and once more as they are sent: of the blocks soon,
-    # of what lies outside them when the pass ends.
-    whole = {"backward": parts.root + _BLOCKS_AT_ONCE * parts.block, "end of the backward pass": 2 * parts.root}
-    reduced = whole.get(memory.moment, 0) if full else 0
-    return replace(memory, weights=weights, gathered=gathered, gradients=memory.gradients + reduced)
+    if "weights" in shared:
+        weights = math.ceil((parts.total - parts.states) / step.devices) + parts.states
+        memory = replace(memory, weights=weights, gathered=_gathered(step, parts))
+        if adapted.full_fine_tuning and step.autocast and step.checkpointing:
+            # Casts of weights are not kept for another use (lorakit/train/micro_batching.py), but autograd keeps them.
+            casts = (parts.root + parts.block) // 2
+            memory = replace(memory, buffers=memory.buffers - 2 * adapted.trained + casts)
+    copied = min(adapted.trained, BUCKET) * step.trained_width
+    if step.sharding.startswith("zero"):  # the weights that DeepSpeed steps are a copy of each device's part
+        component = "weights" if adapted.full_fine_tuning else "adapter"
+        copy = math.ceil(adapted.trained * step.trained_width / step.devices)
+        return replace(memory, **{component: getattr(memory, component) + copy}, buffers=memory.buffers + copied)
+    if step.sharding == "fsdp" and adapted.full_fine_tuning:
+        # Gradients are whole until each device has the sum of its part, and once more as they are sent: of the blocks
+        # soon, of what lies outside them when the pass ends.
+        whole = {"backward": parts.root + _BLOCKS_AT_ONCE * parts.block, "end of the backward pass": 2 * parts.root}
+        return replace(memory, gradients=memory.gradients + whole.get(memory.moment, 0))
+    return replace(memory, buffers=memory.buffers + (copied if memory.moment == "end of the backward pass" else 0))
+
+
+def _gathered(step: "TrainingStep", parts: WeightParts) -> int:
+    """The bytes of weights that are whole on a device at once: what lies outside the blocks, and some blocks."""
+    blocks = _BLOCKS_AT_ONCE * parts.block
+    if step.sharding == "zero-3":
+        live = _LIVE * (1 if parts.states else step.width)
+        blocks = min(parts.total - parts.states - parts.root, max(blocks, live))
+    return parts.root + blocks
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,8 @@ def transfers(
             sent.append(Transfer("gradients", "reduce-scatter", round(reduced), True))
             return tuple(sent)
     if "gradients" in shared:
-        sent.append(Transfer("gradients", "reduce-scatter", round(share * trained), False))
+        # DeepSpeed sums after each micro-batch.
+        sent.append(Transfer("gradients", "reduce-scatter", round(micro_batches * share * trained), False))
         sent.append(Transfer("trained weights", "all-gather", round(share * trained), False))
     else:
         sent.append(Transfer("gradients", "all-reduce", round(2 * share * trained), False))
