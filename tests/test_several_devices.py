@@ -13,6 +13,7 @@ from lorakit.hardware.devices import Devices, device_here, devices_of
 from lorakit.hardware.gpus import GPUS, find_gpu, split_count
 from lorakit.hardware.links import LINKS, default_link, find_link
 from lorakit.hardware.machine import Machine, machine_with
+from lorakit.model.quantization_config import CheckpointQuantization
 from lorakit.plan.advice import collect_advice
 from lorakit.plan.auto import resolve_auto
 from lorakit.plan.estimate import RowEstimate, plan_run
@@ -138,6 +139,15 @@ def test_auto_takes_nothing_that_does_not_train(monkeypatch):
     assert resolve_auto(recipe(), small, LLAMA_8B, devices=devices_of(small, 4))[0].train.sharding == "none"
 
 
+def test_weights_that_are_buffers_are_not_shared_out():
+    stored = CheckpointQuantization("gptq", "kept", reversible=False, bits=4)
+    facts, machine = replace(LLAMA_8B, stored=stored), Machine("cuda", "a GPU", 4 * GIB, bfloat16=True)
+    settled, _ = resolve_auto(recipe(), machine, facts, devices=Devices(4, PCIE))
+    assert settled.train.sharding == "none"
+    with pytest.raises(UserError, match="weights of a GPTQ or AWQ checkpoint are buffers"):
+        resolve_auto(recipe(Train(sharding="fsdp")), machine, facts, devices=Devices(4, PCIE))
+
+
 def planned(count: int, link: str = "pcie-4", card: str = "RTX 4090", **train):
     machine = machine_with(find_gpu(card))
     settings = recipe(Train(**{"sharding": "none"} | train), model=Model(base="a/b", quantization="nf4"))
@@ -237,6 +247,7 @@ def test_the_plan_of_four_cards_says_what_each_holds_and_sends(path, lorakit_pla
         "all-gather of weights, forward and backward",
         "251.7 MB all-reduce of gradients",
         "against one device",
+        "59.8 GiB of main memory: each process reads the whole base there first",
         ", for all 4 devices",
     ):
         assert said in out, said

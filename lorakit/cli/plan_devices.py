@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lorakit.amounts import decimal_bytes, duration, percent
+from lorakit.amounts import decimal_bytes, duration, gibibytes, percent
+from lorakit.plan.memory import DTYPE_BYTES, weight_bytes
 from lorakit.plan.sharding import SHARED
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def describe_devices(plan: "Plan", alone: "Plan | None") -> dict[str, str]:
     parts = [f"1/{devices.count} of {_listed(shared)}"] if shared else []
     parts += [f"{_listed(whole)} whole"] if whole else []
     lines["sharding"] = f"{sharding}: each device holds {', '.join(parts)}"
+    if loading := _loading(plan):
+        lines["loading"] = f"{gibibytes(loading)} of main memory: each process reads the whole base there first"
     sent = "; ".join(f"{decimal_bytes(one.bytes)} {one.collective} of {one.what}" for one in plan.sent)
     seconds = f", {duration(_sending_seconds(plan))} over the link" if _sending_seconds(plan) else ""
     lines["communication"] = f"{decimal_bytes(_sent(plan))} a step from each device{seconds}: {sent}"
@@ -57,6 +60,7 @@ def devices_as_json(plan: "Plan", alone: "Plan | None") -> dict[str, Any]:
         "link": asdict(devices.link) if devices.link else None,
         "sharding": plan.recipe.train.sharding,
         "shared": shared_components(plan) if devices.count > 1 else (),
+        "loading": _loading(plan),
         "sent_a_step": _sent(plan),
         "transfers": [asdict(one) for one in plan.sent],
         "sending_seconds_a_step": _sending_seconds(plan),
@@ -65,6 +69,15 @@ def devices_as_json(plan: "Plan", alone: "Plan | None") -> dict[str, Any]:
         "speed_up": speed_up,
         "efficiency": speed_up / devices.count if speed_up else None,
     }
+
+
+def _loading(plan: "Plan") -> int:
+    """Bytes of main memory in which the processes of GPUs hold the base before they share it out."""
+    if not plan.machine.is_gpu or "weights" not in shared_components(plan):
+        return 0
+    model, full = plan.recipe.model, plan.trainable.full_fine_tuning
+    width = 4 if full else DTYPE_BYTES[model.dtype]
+    return plan.devices.count * weight_bytes(plan.spec, plan.load.quantization, model.double_quant, width)
 
 
 def _sent(plan: "Plan") -> int:

@@ -26,6 +26,7 @@ from lorakit.recipe.sharding import TRAINABLE, sharding_conflicts
 _HIDDEN_33B = 6656
 # What `auto` takes of `train.sharding`: DeepSpeed, an extra, only where it is asked for.
 _PREFERRED = ("none", "fsdp")
+_SHARES_BASE = ("fsdp", "zero-3")
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
 _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
 
@@ -70,6 +71,12 @@ def resolve_auto(
 
     if info and info.stored:
         refuse_quantization(info.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
+    buffers = info is not None and info.stored is not None and info.stored.quantization in ("gptq", "awq")
+    if buffers and devices.count > 1 and recipe.train.sharding in _SHARES_BASE:
+        reason = (
+            f"the weights of a GPTQ or AWQ checkpoint are buffers, which {recipe.train.sharding} does not share out"
+        )
+        raise UserError(f"train.sharding: {reason}. Write none or zero-2.")
     dtype, attention = model.dtype, model.attention
     if model.dtype == "auto":
         dtype = choose("model.dtype", *_dtype(machine))
@@ -99,7 +106,9 @@ def resolve_auto(
     chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
     run = size_run(chosen, info, info.spec, machine.is_gpu, devices) if info and info.spec else None
     if chosen.train.sharding == "auto":
-        word = choose("train.sharding", *_choose_sharding(chosen, run, machine, length, devices.count))
+        words = [word for word in _PREFERRED if not (buffers and word in _SHARES_BASE)]
+        alone = ("none", "one device") if devices.count == 1 else None
+        word = choose("train.sharding", *(alone or _choose_sharding(words, chosen, run, machine, length)))
         chosen = with_values(chosen, {"train.sharding": word})
         run = run and replace(run, recipe=chosen)
     for name, value, reason in _choose_micro_batch(chosen, run, machine, length, min(mean or length, length)):
@@ -179,19 +188,17 @@ def _choose_micro_batch(
 
 
 def _choose_sharding(
-    recipe: Recipe, run: SizedRun | None, machine: Machine, longest: int, devices: int
+    words: list[str], recipe: Recipe, run: SizedRun | None, machine: Machine, longest: int
 ) -> tuple[str, str]:
-    """The first strategy by which the longest row fits, at the least that `auto` may make of the rest: whole models
-    first, which need not be sent about."""
-    if devices == 1:
-        return "none", "one device"
+    """The first of the strategies by which the longest row fits, at the least that `auto` may make of the rest: whole
+    models come first, which need not be sent about."""
     if run is None:
         return "none", "every device holds the whole base; what fits is known when the model is built"
     train, budget = recipe.train, memory_budget(machine)
     rows = 1 if train.micro_batch == "auto" else min(int(train.micro_batch), run.rows)
     recomputes = train.gradient_checkpointing == "auto" or bool(train.gradient_checkpointing)
     needs: dict[str, int] = {}
-    for word in _PREFERRED:
+    for word in words:
         if word in TRAINABLE and not list(sharding_conflicts(recipe, word)):
             sharded = replace(run, recipe=with_values(recipe, {"train.sharding": word}))
             needs[word] = sharded.memory(rows, longest, recomputes).total
