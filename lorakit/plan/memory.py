@@ -15,7 +15,15 @@ from lorakit.model.quantization_config import CheckpointQuantization, describe_s
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import TrainingStep, norm_bytes, saved_activations
 from lorakit.plan.model_info import ModelInfo
-from lorakit.plan.sharding import Transfer, WeightParts, collectives_bytes, memory_of_one, transfers, weight_parts
+from lorakit.plan.sharding import (
+    Transfer,
+    WeightParts,
+    collectives_bytes,
+    memory_of_one,
+    shares_base,
+    transfers,
+    weight_parts,
+)
 from lorakit.plan.trainable_params import TrainableParams, count_trainable
 from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Model, Recipe
@@ -170,7 +178,8 @@ def _saved(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> tupl
         # of each block its input
         saved = tokens * way.width * spec.hidden * max(spec.layers - adapted.first_block, 1) + last
         return round(saved), round(block + flowing - last), round(attending - last)
-    holes, flowing = (1.0, flowing) if way.on_gpu else (_HOLES, 0)  # a processor's holes have room for it
+    # A processor's holes have room for it; there are none where weights that are gathered are given back at once.
+    holes, flowing = (1.0, flowing) if way.on_gpu or shares_base(way) else (_HOLES, 0)
     return round(holes * whole.of(rows, length)), round(flowing), round(attending - block)
 
 

@@ -43,6 +43,11 @@ BUCKET = 1 << 24
 _COLLECTIVES_NVLINK, _COLLECTIVES = 688_000_000, 100_000_000
 
 
+def shares_base(step: "TrainingStep") -> bool:
+    """Whether each device holds a part of the base's weights and gathers the rest when it computes."""
+    return step.devices > 1 and "weights" in SHARED[step.sharding, False]
+
+
 def collectives_bytes(devices: Devices) -> int:
     """The bytes that NCCL takes on each of several cards; 0 for one."""
     if devices.link is None:

@@ -22,6 +22,7 @@ from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
 from lorakit.train.record import RunRecord, initial_manifest, save_result, whole_model
 from lorakit.train.setup import set_up_training
+from lorakit.train.sharding import sharding_of
 from lorakit.train.trainer import SupervisedTrainer
 
 
@@ -78,8 +79,9 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
 
 def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
     settings = prepared.recipe.train
-    if settings.gradient_checkpointing and not prepared.machine.is_gpu:
-        return_freed_memory()  # before the weights: what loading leaves free would be filled by what is recomputed
+    fills_holes = settings.gradient_checkpointing or sharding_of(settings).is_collective
+    if fills_holes and not prepared.machine.is_gpu:
+        return_freed_memory()  # before the weights: what is recomputed or gathered would fill what loading leaves free
     state = together(partial(set_up_training, prepared, checkpoint, progress))
     sharding, trained = state.sharding, trained_weights(state.model).values()
     copy_from_first(weight for weight in trained if not sharding.is_shared_out(weight))
