@@ -8,10 +8,12 @@ import pytest
 from conftest import CHATML, rows_of, write_rows
 from eval_runs import Remembers, edit_json, labelled_rows, loss, make_run, score
 from gguf_models import spm_base
+from rank_processes import run_on
 
 from lorakit.cli.export import open_source, parse_targets
+from lorakit.distributed.processes import rank
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate import forward, llama_cpp_forward
+from lorakit.evaluate import forward, inference, llama_cpp_forward
 from lorakit.evaluate.diagnosis.examination import create_examination
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.run import EvalSettings, score_models
@@ -70,6 +72,21 @@ def test_likelihoods_of_labels_are_those_of_torch(run, export, tmp_path):
     adapter, gguf = found.models
     assert gguf.likelihoods[""].shape[1] == 3
     np.testing.assert_allclose(gguf.likelihoods[""], adapter.likelihoods[""], rtol=1e-3)
+
+
+def _scored_by_first(gguf, rows):
+    def refuse(*given):
+        pytest.fail("is loaded")
+
+    if rank():
+        inference.ModelLoader.model_of = refuse
+    (model,) = score(gguf, file=rows).models
+    return model.nats.tolist(), model.answers
+
+
+def test_of_several_processes_the_first_one_runs_the_file(export, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", rows_of(40)[30:])
+    assert run_on(2, _scored_by_first, export("f32"), rows) == [_scored_by_first(export("f32"), rows)] * 2
 
 
 def test_rows_and_prompts_are_computed_alike_alone_and_together(run, export, monkeypatch):
