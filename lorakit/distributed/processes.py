@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 # Gradients that are summed in one message: large enough for the link's full speed, small beside the model.
 _BUCKET = 1 << 24
 _LOST = (
-    "lost the connection to another process of this training: it was killed, or its machine or the link to it is gone. "
-    "Every checkpoint that was written is complete; --resume goes on from the last one."
+    "lost the connection to another process of this command: it was killed, or its machine or the link to it is gone. "
+    "Of a training every checkpoint that was written is complete; --resume goes on from the last one."
 )
 
 

@@ -22,7 +22,7 @@ _LEFT = b"left"
 _BEAT, _HOST = "lorakit/beat", "lorakit/host"
 FAILURE, LOST = "lorakit/failure", "lorakit/lost"
 
-GO_ON = "Every checkpoint that was written is complete; --resume goes on from the last one."
+GO_ON = "Of a training every checkpoint that was written is complete; --resume goes on from the last one."
 
 
 class Watch:
