@@ -226,7 +226,8 @@ def _of_memory(name: str, memory: int, device: str, source: str, *aliases: str) 
 
 
 _INTEL = tuple(
-    _of_memory(name, size << 30, "xpu", "the memory that the card is sold with", name.partition(" (")[0]) for name, size in _INTEL_MEMORY
+    _of_memory(name, size << 30, "xpu", "the memory that the card is sold with", name.partition(" (")[0])
+    for name, size in _INTEL_MEMORY
 )
 
 
