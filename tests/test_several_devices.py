@@ -274,6 +274,13 @@ def test_all_cards_are_planned_by_fours(path, lorakit_plan):
     assert code == 0 and "known cards can train it, 4 together, the smallest:" in out and four > one
 
 
+def test_sharing_out_the_base_is_named_where_it_makes_it_fit(path, lorakit_plan):
+    code, out, _ = lorakit_plan(path, "--gpu", "4x 16GB", "--sharding", "none", "--json")
+    options = [change["options"] for change in json.loads(out)["changes"]]
+    assert code == 1 and options[0] == "--set train.sharding=fsdp"
+    assert lorakit_plan(path, "--gpu", "4x 16GB", "--sharding", "fsdp")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

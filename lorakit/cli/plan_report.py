@@ -214,7 +214,8 @@ def _print_changes(fits: bool, changes: "list[Change]") -> None:
         console.result("what would use the memory that is left:" if fits else "to make it fit, what costs least first:")
     elif not fits:
         console.result_wrapped(
-            "No change that was tried makes it fit: take a smaller base model, or a larger card (--gpu all)."
+            "No change that was tried makes it fit: take a smaller base model, a larger card (--gpu all), or several "
+            "(--devices)."
         )
     for change in changes:
         console.result(f"  {change.overrides}")

@@ -154,6 +154,8 @@ def memory_reductions(plan: Plan, info: ModelInfo) -> Iterator[SettingChange]:
         yield SettingChange("train.micro_batch", "auto", "the same result, in smaller pieces", 0)
     if wanted.gradient_checkpointing is False:
         yield SettingChange("train.gradient_checkpointing", True, "the same result, blocks computed twice", 0)
+    if plan.devices.count > 1 and wanted.sharding == "none":
+        yield SettingChange("train.sharding", "fsdp", "the same result, each device gathers weights from the others", 0)
     if recipe.model.attention == "eager" and "sdpa" in info.attentions:
         yield SettingChange("model.attention", "sdpa", "the same result within rounding", 0)
     states = "optimizer states in 8 bits"
