@@ -23,6 +23,7 @@ from lorakit.run_dir import Run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("recipes/**/README.md")]
+LAUNCHERS = ("torchrun", "accelerate", "srun")
 PROGRAM = typer.main.get_command(app)
 
 
@@ -52,7 +53,8 @@ def command_lines(text: str) -> list[list[str]]:
 def commands_of(program: str) -> list[list[str]]:
     """What follows the name of a program, wherever a document says it."""
     lines = [line for path in PAGES for line in command_lines(path.read_text(encoding="utf-8"))]
-    return [line[1:] for line in lines if line[0].rpartition("/")[2] == program]
+    started = [line[line.index(program) :] for line in lines if line[0] in LAUNCHERS and program in line]
+    return [line[1:] for line in [*lines, *started] if line[0].rpartition("/")[2] == program]
 
 
 def test_every_lorakit_command_of_the_documents_is_one():
