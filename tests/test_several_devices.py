@@ -125,18 +125,11 @@ def test_a_device_has_no_more_rows_than_its_part_of_the_step():
         (8, 2, "fsdp", "with a part on each"),
     ],
 )
-def test_the_base_is_shared_out_only_where_it_has_to_be(monkeypatch, gibibytes, count, word, said):
-    monkeypatch.setattr("lorakit.plan.auto.TRAINABLE", ("none", "fsdp", "zero-2", "zero-3"))
+def test_the_base_is_shared_out_only_where_it_has_to_be(gibibytes, count, word, said):
     machine = Machine("cuda", "a GPU", gibibytes * GIB, bfloat16=True)
     settled, choices = resolve_auto(recipe(), machine, LLAMA_8B, devices=devices_of(machine, count))
     assert settled.train.sharding == word
     assert said in {choice.path: choice.reason for choice in choices}["train.sharding"]
-
-
-def test_auto_takes_nothing_that_does_not_train(monkeypatch):
-    monkeypatch.setattr("lorakit.plan.auto.TRAINABLE", ("none",))
-    small = Machine("cuda", "a GPU", 12 * GIB, bfloat16=True)
-    assert resolve_auto(recipe(), small, LLAMA_8B, devices=devices_of(small, 4))[0].train.sharding == "none"
 
 
 def test_weights_that_are_buffers_are_not_shared_out():

@@ -115,6 +115,7 @@ _EXTRAS = {
     "gguf": "reads .gguf files",
     "export": "writes and runs .gguf files (lorakit export)",
     "tasks": "runs lm-eval's benchmarks (lorakit benchmark)",
+    "deepspeed": "shares out a training over several devices (train.sharding zero-2 and zero-3)",
 }
 
 
