@@ -41,7 +41,7 @@ from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Data, Model, Recipe
-from lorakit.recipe.sharding import describe_idle_sharding, refuse_untrained
+from lorakit.recipe.sharding import describe_idle_sharding, refuse_missing_package
 from lorakit.run_dir import Run, versions
 
 _COMPARED = 32
@@ -193,7 +193,7 @@ def _smallest_machine(progress: Progress) -> Machine:
 
 
 def _prepare_alone(recipe: Recipe, machine: Machine, progress: Progress) -> Prepared:
-    refuse_untrained(recipe.train.sharding, world_size())
+    refuse_missing_package(recipe.train.sharding, world_size())
     base, template = open_template(recipe, progress)
     info = read_model_info(base.folder)
     refuse_by_config(recipe, info)

@@ -4,7 +4,7 @@ import pytest
 
 from lorakit.errors import UserError
 from lorakit.recipe.load import load, to_yaml
-from lorakit.recipe.sharding import describe_idle_sharding, refuse_untrained, sharding_conflicts
+from lorakit.recipe.sharding import describe_idle_sharding, refuse_missing_package, sharding_conflicts
 from lorakit.run_dir import Run
 from lorakit.train.checkpoint import resumed_recipe
 
@@ -41,12 +41,25 @@ def test_a_kind_that_changes_shapes_is_refused_under_deepspeed(recipe_file, lora
     assert not list(sharding_conflicts(recipe, "fsdp")) and list(sharding_conflicts(recipe, "zero-3"))
 
 
-def test_strategies_that_are_only_planned_are_refused_on_several_devices_alone():
-    for sharding in ("none", "fsdp", "zero-2", "zero-3"):
-        refuse_untrained(sharding, 1)
-    refuse_untrained("none", 4)
-    with pytest.raises(UserError, match=r"train.sharding: \S+ is planned, not trained, on 2 devices. Write none"):
-        refuse_untrained("zero-9", 2)
+def test_what_deepspeed_cannot_share_out_is_refused(recipe_file, lorakit):
+    for others, remedy in (
+        (["train.optimizer=adamw-8bit"], "Write optimizer: adamw"),
+        (["model.dtype=float16"], "Write dtype: bfloat16"),
+        (["model.quantization=q8", "train.sharding=zero-3"], "Write quantization: nf4"),
+    ):
+        overrides = [part for value in ["train.sharding=zero-2", *others] for part in ("--set", value)]
+        code, _, err = lorakit("check", recipe_file(), *overrides)
+        assert code == 2 and "train.sharding" in err and remedy in err
+
+
+def test_a_strategy_without_its_package_is_refused_on_several_devices_and_warned_of(recipe_file, lorakit, monkeypatch):
+    monkeypatch.setattr("lorakit.recipe.sharding.find_spec", lambda name: None)
+    for sharding, devices in (("none", 4), ("fsdp", 4), ("zero-2", 1), ("zero-3", 1)):
+        refuse_missing_package(sharding, devices)
+    with pytest.raises(UserError, match=r"zero-3 needs .* Install it with pip install 'lorakit\[deepspeed\]'"):
+        refuse_missing_package("zero-3", 2)
+    code, out, _ = lorakit("check", recipe_file(train={"sharding": "zero-2"}))
+    assert code == 0 and "# warning: train.sharding: zero-2 needs a package" in out
 
 
 def test_a_strategy_on_one_device_is_harmless_and_said(recipe_file, lorakit):

@@ -21,6 +21,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
     from lorakit.recipe.adapter_kind import adapter_spec
     from lorakit.recipe.load import RecipeErrors, load, to_yaml
     from lorakit.recipe.problem import LocatedError, Location, Problem
+    from lorakit.recipe.sharding import missing_package
 
     try:
         loaded = load(recipe, overrides)
@@ -39,7 +40,8 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         console.result_json({"valid": False, "problems": [problem.to_dict() for problem in problems]})
         raise SystemExit(error.exit_code) from error
     quantization = quantization_line(settled.model, own, info)
-    warning = model_info.beyond_training(loaded.recipe, info)
+    concerns = (model_info.beyond_training(loaded.recipe, info), missing_package(settled.train.sharding))
+    warnings = [concern for concern in concerns if concern]
     if as_json:
         effective, _ = effective_quantization(settled.model, own, info)
         console.result_json(
@@ -48,11 +50,11 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
                 "recipe": settled.model_dump(),
                 "auto": [asdict(choice) for choice in choices],
                 "quantization": {"requested": model.quantization, "effective": effective, "said": quantization},
-                "warnings": [warning] if warning else [],
+                "warnings": warnings,
             }
         )
         return
     console.result(to_yaml(settled, Path.cwd()))
     notes = [*map(str, choices), f"model.quantization: {quantization}"]
-    for note in notes + ([f"warning: {warning}."] if warning else []):
+    for note in notes + [f"warning: {warning.removesuffix('.')}." for warning in warnings]:
         console.result_wrapped(f"# {note}", under="#   ")

@@ -202,6 +202,18 @@ def any_of(*facts: bool) -> tuple[bool, ...]:
     return tuple(map(bool, flags.tolist()))
 
 
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes have."""
+    if _world.size == 1:
+        return number
+    import torch
+    from torch import distributed
+
+    value = torch.tensor(number)
+    _communicate(lambda: distributed.all_reduce(value, distributed.ReduceOp.MAX, group=_world.control))
+    return int(value)
+
+
 def sum_in_place(tensors: "Iterable[torch.Tensor]") -> int:
     """Add up tensors over all processes, each in place, and return the bytes that were sent for it. All processes have
     the same tensors in the same order; every process gets the same sums, bit for bit."""

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lorakit.distributed.processes import world_size
+from lorakit.distributed.processes import refuse, world_size
 from lorakit.errors import UserError
 from lorakit.model.loss import causal_of
 
@@ -29,8 +29,8 @@ Pass = Callable[..., Any]
 """Calls a function with arguments; all that a model computes in one pass happens within one such call."""
 
 
-class _Root(nn.Module):
-    """The model and the passes over it: torch's hooks on it gather what no block holds, once around a pass, however
+class Root(nn.Module):
+    """The model and the passes over it: hooks on it gather what no block holds, once around a pass, however
     often the function calls the model's body or its head."""
 
     def __init__(self, model: Any) -> None:
@@ -48,9 +48,9 @@ def shard(model: Any, device: torch.device) -> Pass:
     causal = causal_of(model)
     _refuse_buffers(causal)
     mesh = init_device_mesh(device.type, (world_size(),))
-    whole = _adapter_parameters(model)
+    whole = adapter_parameters(model)
     states = {layer: _detach_state(layer) for layer in model.modules() if isinstance(layer, (Linear4bit, Linear8bitLt))}
-    root: Any = _Root(model)
+    root: Any = Root(model)
     units = [*_blocks(causal), root]
     for unit in units:
         own = [layer for layer in unit.modules() if layer in states]
@@ -77,22 +77,19 @@ def _blocks(causal: Any) -> list[Any]:
     names = set(causal._no_split_modules or ())
     blocks = [module for module in causal.modules() if type(module).__name__ in names]
     if not blocks:
-        raise UserError(
-            f"train.sharding: transformers names no blocks of {type(causal).__name__} that fsdp could gather one by "
-            "one. Write none."
-        )
+        name = type(causal).__name__
+        reason = f"transformers names no blocks of {name} that fsdp could gather one by one"
+        refuse(UserError(f"train.sharding: {reason}. Write none."))
     return blocks[::-1]
 
 
 def _refuse_buffers(causal: Any) -> None:
     if any(hasattr(module, "qweight") for module in causal.modules()):
-        raise UserError(
-            "train.sharding: the weights of GPTQ and AWQ checkpoints are buffers, which fsdp does not share out. Write "
-            "none."
-        )
+        reason = "the weights of GPTQ and AWQ checkpoints are buffers, which fsdp does not share out"
+        refuse(UserError(f"train.sharding: {reason}. Write none."))
 
 
-def _adapter_parameters(model: Any) -> set[Any]:
+def adapter_parameters(model: Any) -> set[Any]:
     """All parameters of an adapter, those that are not trained too; none where the weights themselves are trained."""
     if not hasattr(model, "peft_config"):
         return set()
@@ -149,3 +146,8 @@ def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def put(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
+    """Give a parameter the numbers of a whole tensor, or of its part of them."""
+    parameter.data.copy_(part_of(tensor, parameter))

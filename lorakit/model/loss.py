@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from lorakit.distributed.processes import largest
+
 IGNORED = -100  # torch's ignore_index: the label of a token that is not trained
 
 _WORTHWHILE = 12  # tokens: a shorter beginning is not worth a second pass over the layers
@@ -97,16 +99,19 @@ def supervised_loss(
 
     `input_ids`, `attention_mask` and `labels` are (rows, tokens); labels are -100 where nothing is trained, and the one
     at position t is predicted from what stands before it. `position_ids` (rows, tokens) are those of packed rows,
-    beginning anew with each; `attention_mask` is then None. `model` may be a PEFT model. `once`: the layers are called
-    once, so that several processes call them alike; a beginning that all rows share is then computed for each.
+    beginning anew with each; `attention_mask` is then None. `model` may be a PEFT model. `once`: several processes
+    call the layers alike: the body once, so that a beginning that all rows share is computed for each, and the head as
+    often as the one with the most tokens.
     """
     causal = causal_of(model)
     output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids, once)
-    chunk = max(1, _CHUNK_LOGITS // causal.config.get_text_config().vocab_size)
+    longest = max(1, _CHUNK_LOGITS // causal.config.get_text_config().vocab_size)
+    chunks = max(1, -(-len(targets) // longest))
+    chunks = largest(chunks) if once else chunks
     total = hidden.sum().float() * 0.0  # keeps a batch without trained tokens connected to the weights
-    for chunk_hidden, chunk_targets in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    for chunk_hidden, chunk_targets in zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True):
         arguments = (causal, output, chunk_hidden, chunk_targets)
-        if len(targets) > chunk and torch.is_grad_enabled():
+        if chunks > 1 and torch.is_grad_enabled():
             total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
         else:
             total = total + _chunk_loss(*arguments)

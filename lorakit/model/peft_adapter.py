@@ -109,18 +109,23 @@ def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, chec
     return _in_float32(attached)
 
 
-def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+def trained_parameters(model: Any) -> dict[str, Any]:
     """All that training changes or that an adapter began with, by name in the model."""
     named = model.named_parameters()
-    return {name: part.detach() for name, part in named if part.requires_grad or f".{INITIAL}." in name}
+    return {name: part for name, part in named if part.requires_grad or f".{INITIAL}." in name}
 
 
-def load_trained(model: Any, checkpoint: Path, part_of: Callable[[torch.Tensor, Any], torch.Tensor]) -> None:
-    """Put the `trained_weights` of a checkpoint into the model, whose shapes are theirs. `part_of` gives a whole tensor
-    as a parameter is held."""
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The `trained_parameters` as tensors."""
+    return {name: part.detach() for name, part in trained_parameters(model).items()}
+
+
+def load_trained(model: Any, checkpoint: Path, put: Callable[[Any, torch.Tensor], Any]) -> None:
+    """Put the `trained_weights` of a checkpoint into the model, whose shapes are theirs. `put` gives a parameter
+    the numbers of a whole tensor."""
     own = dict(model.named_parameters())
     for name, tensor in load_file(checkpoint / TRAINED_WEIGHTS).items():
-        own[name].data.copy_(part_of(tensor, own[name]))
+        put(own[name], tensor)
 
 
 def load_adapter(model: Any, folder: Path, **options: Any) -> Any:

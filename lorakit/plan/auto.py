@@ -20,7 +20,7 @@ from lorakit.plan.model_info import FLASH, ModelInfo
 from lorakit.plan.runtime import run_workload, training_seconds
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
 from lorakit.recipe.schema import Recipe
-from lorakit.recipe.sharding import TRAINABLE, sharding_conflicts
+from lorakit.recipe.sharding import sharding_conflicts
 
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
@@ -199,7 +199,7 @@ def _choose_sharding(
     recomputes = train.gradient_checkpointing == "auto" or bool(train.gradient_checkpointing)
     needs: dict[str, int] = {}
     for word in words:
-        if word in TRAINABLE and not list(sharding_conflicts(recipe, word)):
+        if not list(sharding_conflicts(recipe, word)):
             sharded = replace(run, recipe=with_values(recipe, {"train.sharding": word}))
             needs[word] = sharded.memory(rows, longest, recomputes).total
             if needs[word] <= budget:

@@ -92,7 +92,7 @@ def kind_goes_with_optimizer(recipe: Recipe, written: Written) -> Conflicts:
 
 @reads("train.sharding", "model.quantization", "adapter.kind", "train.optimizer", "model.dtype")
 def sharding_goes_with_the_rest(recipe: Recipe, written: Written) -> Conflicts:
-    """`train.sharding` goes with the quantization, the kind of adapter and the optimizer."""
+    """`train.sharding` goes with the numbers of the model, the kind of adapter and the optimizer."""
     yield from sharding_conflicts(recipe, recipe.train.sharding)
 
 

@@ -1,21 +1,38 @@
-"""`train.sharding`: what a strategy goes with, and which of them several devices train with."""
+"""`train.sharding`: what a strategy goes with, and what it needs."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from lorakit.errors import UserError
 from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.problem import PathParts
 from lorakit.recipe.schema import Recipe, Train
 
-TRAINABLE = ("none", "fsdp")
-"""The strategies in which several processes train; the others are planned only."""
-
+_DEEPSPEED = ("zero-2", "zero-3")
 _CONFLICTS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str, str], ...] = (
     (
-        ("zero-2", "zero-3"),
+        _DEEPSPEED,
         {"adapter.kind": ("flexlora",)},
         "DeepSpeed lays the trained weights out once, and flexlora changes the shapes of its matrices",
         "Write sharding: none or fsdp, or another adapter.kind.",
+    ),
+    (
+        _DEEPSPEED,
+        {"train.optimizer": ("adamw-8bit", "paged-adamw", "paged-adamw-8bit")},
+        "DeepSpeed shares out the states of torch's AdamW, not those of bitsandbytes' optimizers",
+        "Write optimizer: adamw, or sharding: none or fsdp.",
+    ),
+    (
+        _DEEPSPEED,
+        {"model.dtype": ("float16",)},
+        "DeepSpeed scales a float16 loss by itself, and would round the trained weights to float16",
+        "Write dtype: bfloat16 or float32, or sharding: none.",
+    ),
+    (
+        ("zero-3",),
+        {"model.quantization": ("q8",)},
+        "bitsandbytes' int8 layers hold their weights a second time, which DeepSpeed does not share out",
+        "Write quantization: nf4, or sharding: fsdp or zero-2.",
     ),
     (
         ("fsdp",),
@@ -39,21 +56,28 @@ def sharding_conflicts(recipe: Recipe, sharding: str) -> Iterator[tuple[PathPart
     values = {
         "adapter.kind": kind.name,
         "model.quantization": kind.quantizes or recipe.model.quantization,
-        "train.optimizer": recipe.train.optimizer,
         "model.dtype": recipe.model.dtype,
+        "train.optimizer": recipe.train.optimizer,
     }
     for shardings, others, reason, remedy in _CONFLICTS:
         if sharding in shardings and all(values[key] in words for key, words in others.items()):
             yield ("train", "sharding"), reason, remedy
 
 
-def refuse_untrained(sharding: str, devices: int) -> None:
-    """Refuse a strategy in which several processes do not train yet; alone every one of them is harmless."""
-    if devices > 1 and sharding not in ("auto", *TRAINABLE):
-        raise UserError(
-            f"train.sharding: {sharding} is planned, not trained, on {devices} devices. Write {', '.join(TRAINABLE)} "
-            "or auto."
-        )
+def missing_package(sharding: str) -> str:
+    """In words, that a strategy needs a package that is not installed, and the remedy; empty where it is."""
+    if sharding not in _DEEPSPEED or find_spec("deepspeed"):
+        return ""
+    return (
+        f"train.sharding: {sharding} needs a package that is not installed (deepspeed). Install it with "
+        "pip install 'lorakit[deepspeed]', or write none or fsdp."
+    )
+
+
+def refuse_missing_package(sharding: str, devices: int) -> None:
+    """Refuse a strategy whose package is not installed; on one device it has nothing to do."""
+    if devices > 1 and (message := missing_package(sharding)):
+        raise UserError(message)
 
 
 def describe_idle_sharding(train: Train, devices: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorakit.distributed.processes import any_of, copy_from_first, from_first, gather, has_parent, refuse, world_size
 from lorakit.errors import LorakitError
-from lorakit.model.peft_adapter import content_of, trained_weights
+from lorakit.model.peft_adapter import content_of, trained_parameters
 from lorakit.progress import Progress
 from lorakit.train.sharding import Sharding
 
@@ -60,7 +60,8 @@ def keep_equal(model: Any, sharding: Sharding, progress: Progress) -> None:
     differently they go on with the first one's; LorakitError where they are further apart."""
     if world_size() == 1:
         return
-    weights = {name: weight for name, weight in trained_weights(model).items() if not sharding.is_shared_out(weight)}
+    trained = trained_parameters(model).items()
+    weights = {name: weight.detach() for name, weight in trained if not sharding.is_shared_out(weight)}
     contents = [content_of(weight) for weight in weights.values()]
     if any_of(contents != from_first(contents)) == (False,):
         return

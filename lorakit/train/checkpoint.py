@@ -66,7 +66,7 @@ def restore_model_state(model: Any, scheduler: RankScheduler | None, checkpoint:
     """Put the model and its rank scheduler where they were at a checkpoint."""
     if scheduler:
         scheduler.restore(load_file(checkpoint / RANK_SCHEDULER), load_file(checkpoint / TRAINED_WEIGHTS))
-    load_trained(model, checkpoint, sharding.part_of)
+    load_trained(model, checkpoint, sharding.put)
 
 
 def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:

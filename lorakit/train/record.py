@@ -138,8 +138,16 @@ def whole_model(state: TrainingState, prepared: Prepared) -> dict[str, torch.Ten
     processes call it, when the training has ended."""
     if not trains_all(prepared.recipe.adapter):
         return {}
-    state.model.to(DTYPES[stored_dtype(prepared.base)])
-    return state.sharding.whole_on_first(state.model.state_dict(keep_vars=True))
+    dtype = DTYPES[stored_dtype(prepared.base)]
+    if state.sharding.share_optimizer is None:
+        state.model.to(dtype)  # DeepSpeed's parts keep their type: what is made of them is changed after it
+    weights = state.sharding.whole_on_first(state.model.state_dict(keep_vars=True))
+    places = {name: weight.data_ptr() for name, weight in weights.items()}  # tied ones stay one
+    typed = {
+        places[name]: weight.to(dtype if weight.is_floating_point() else weight.dtype)
+        for name, weight in weights.items()
+    }
+    return {name: typed[place] for name, place in places.items()}
 
 
 def save_result(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lorakit.amounts import counted
 from lorakit.distributed.launchers import launched
-from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, together, world_size
+from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, world_size
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
 from lorakit.model.adapters.svd import ranks_in_words
-from lorakit.model.peft_adapter import trained_weights
+from lorakit.model.peft_adapter import trained_parameters
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -82,9 +82,9 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     fills_holes = settings.gradient_checkpointing or sharding_of(settings).is_collective
     if fills_holes and not prepared.machine.is_gpu:
         return_freed_memory()  # before the weights: what is recomputed or gathered would fill what loading leaves free
-    state = together(partial(set_up_training, prepared, checkpoint, progress))
-    sharding, trained = state.sharding, trained_weights(state.model).values()
-    copy_from_first(weight for weight in trained if not sharding.is_shared_out(weight))
+    state = set_up_training(prepared, checkpoint, progress)
+    sharding, trained = state.sharding, trained_parameters(state.model).values()
+    copy_from_first(weight.detach() for weight in trained if not sharding.is_shared_out(weight))
     sharding.attempt(partial(check_loss, state.model, prepared, state.run))
     free_memory()  # of loading and of the check
     manifest = on_first(lambda: run.read_manifest() if checkpoint else initial_manifest(prepared, state))
@@ -125,6 +125,7 @@ def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, che
                 when = f"at step {trainer.state.global_step + 1}"
                 message = states_do_not_fit(runner.model, settings.optimizer, when, sharding)
                 raise LorakitError(message) from error
+    sharding.close(runner.run)
     end = trainer.state
     ended = end.global_step >= steps or trainer.ends_early()
     if stopping() and (not ended or trainer.owes_evaluation()):

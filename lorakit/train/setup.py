@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from peft.tuners.lora.layer import LoraLayer
 
 from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
+from lorakit.distributed.processes import together
 from lorakit.model import load
 from lorakit.model.adapters import InitContext, RankScheduler
 from lorakit.model.adapters.weight_init import signal_to_noise_ratios
@@ -57,13 +59,26 @@ class TrainingState:
 
 
 def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> TrainingState:
-    """The model of a prepared recipe, with its adapter as the first step finds it, or the step after `checkpoint`;
-    UserError where the recipe asks for modules that the model lacks, or for an adapter that does not fit it."""
+    """The model of a prepared recipe, with its adapter as the first step finds it, or the step after `checkpoint`; all
+    processes call it. UserError where the recipe asks for modules that the model lacks, or for an adapter that does not
+    fit it."""
+    adapter, sharding = prepared.recipe.adapter, sharding_of(prepared.recipe.train)
+    model, config, quantization = together(partial(_load, prepared, checkpoint, sharding, progress))
+    trainable, total = count_parameters(model)
+    run = sharding.attempt(partial(sharding.shard, model, torch.device(prepared.machine.device)))
+    make_scheduler = adapter_spec(adapter).callback if has_rank_scheduler(adapter) else None
+    scheduler = make_scheduler(model, kind_settings(adapter), prepared.steps) if make_scheduler else None
+    if checkpoint:
+        together(partial(restore_model_state, model, scheduler, checkpoint, sharding))
+    progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
+    return TrainingState(model, scheduler, sharding, run, config, quantization, trainable, total)
+
+
+def _load(prepared: Prepared, checkpoint: Path | None, sharding: Sharding, progress: Progress) -> tuple[Any, Any, Any]:
+    """The model with its adapter, its configuration as it was loaded, and its quantization."""
     recipe, adapter = prepared.recipe, prepared.recipe.adapter
-    device, sharding = prepared.machine.device, sharding_of(recipe.train)
-    base = load.load_model(
-        prepared.base, prepared.model, sharding.loading_device(device), trainable=trains_all(adapter)
-    )
+    device = sharding.loading_device(prepared.machine.device)
+    base = load.load_model(prepared.base, prepared.model, device, trainable=trains_all(adapter))
     config = copy.deepcopy(base.config)
     precisions, stored = load.summarize_quantization(base), stored_quantization(prepared.base.folder)
     if words := load.describe_quantization(precisions, recipe.model.quantization, stored, recipe.model.dtype):
@@ -77,14 +92,7 @@ def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progr
         peft_config = model.peft_config["default"]
         peft_config.base_model_name_or_path, peft_config.revision = recipe.model.base, recipe.model.revision
         _report_adapter(model, adapter, progress)
-    trainable, total = count_parameters(model)
-    run = sharding.shard(model, torch.device(device))
-    make_scheduler = adapter_spec(adapter).callback if has_rank_scheduler(adapter) else None
-    scheduler = make_scheduler(model, kind_settings(adapter), prepared.steps) if make_scheduler else None
-    if checkpoint:
-        restore_model_state(model, scheduler, checkpoint, sharding)
-    progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
-    return TrainingState(model, scheduler, sharding, run, config, quantization, trainable, total)
+    return model, config, quantization
 
 
 def _attach(base: Any, prepared: Prepared, quantization: str, checkpoint: Path | None, progress: Progress) -> Any:

@@ -52,6 +52,14 @@ class Sharding:
     """The whole of a tensor that is shared out. All processes call it, for the same tensors in the same order."""
     part_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda tensor, like: tensor
     """A whole tensor, held as `like` is; nothing is sent."""
+    put: Callable[[Any, torch.Tensor], Any] = lambda parameter, tensor: parameter.data.copy_(tensor)
+    """Gives a parameter the numbers of a whole tensor; nothing is sent."""
+    share_optimizer: Callable[[Any, Pass, float, bool], Any] | None = None
+    """Makes of an optimizer one that shares out its states: from the function that every pass runs through, the norm
+    to which gradients are clipped, and whether ranks move. It has `backward` and `norm`: it adds up the gradients of
+    all processes in each backward pass, and clips them, so that no weight has a gradient of its own."""
+    close: Callable[[Pass], None] = lambda run: None
+    """Called when the training has ended."""
 
     def is_shared_out(self, tensor: torch.Tensor) -> bool:
         """Whether this process holds a part of a tensor only."""
@@ -91,8 +99,9 @@ def _tensors(values: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _later(name: str) -> Callable[..., Any]:
-    """A function of model/fsdp.py, imported when it is called: it brings torch.distributed's tensors."""
-    return lambda *given: getattr(import_module("lorakit.model.fsdp"), name)(*given)
+    """A function such as `model.fsdp.shard`, imported when it is called: it brings much of torch, or DeepSpeed."""
+    module, _, function = name.rpartition(".")
+    return lambda *given: getattr(import_module(f"lorakit.{module}"), function)(*given)
 
 
 WHOLE = Sharding()
@@ -105,10 +114,30 @@ SHARDINGS = {
         attempt=announced,
         # Block by block it then goes to the device, which need not have room for the whole.
         loading_device=lambda device: "cpu",
-        shard=_later("shard"),
-        local=_later("local"),
-        whole=_later("whole"),
-        part_of=_later("part_of"),
+        shard=_later("model.fsdp.shard"),
+        local=_later("model.fsdp.local"),
+        whole=_later("model.fsdp.whole"),
+        part_of=_later("model.fsdp.part_of"),
+        put=_later("model.fsdp.put"),
+    ),
+    "zero-2": Sharding(
+        is_collective=True,
+        attempt=announced,
+        shard=_later("train.zero.replicate"),
+        put=_later("train.zero.put"),
+        share_optimizer=_later("train.zero.ZeroOptimizer"),
+        close=_later("train.zero.close"),
+    ),
+    "zero-3": Sharding(
+        is_collective=True,
+        attempt=announced,
+        loading_device=lambda device: "cpu",
+        shard=_later("train.zero.shard"),
+        local=_later("train.zero.local"),
+        whole=_later("train.zero.whole"),
+        put=_later("train.zero.put"),
+        share_optimizer=_later("train.zero.ZeroOptimizer"),
+        close=_later("train.zero.close"),
     ),
 }
 

@@ -32,7 +32,7 @@ from lorakit.distributed.processes import (
 )
 from lorakit.distributed.sharing import deal
 from lorakit.errors import Interrupted, LorakitError
-from lorakit.model.peft_adapter import trained_weights
+from lorakit.model.peft_adapter import trained_parameters
 from lorakit.plan.schedule import interval_steps, rate_share, warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Bar
@@ -146,6 +146,7 @@ class SupervisedTrainer(SFTTrainer):
         prepared = runner.prepared
         self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
         self.sharding = runner.sharding
+        self.shared: Any = None  # the optimizer, where the processes share out its states
         self.run, self.bar, self.stopping = run, bar, stopping
         self.prepared, self.settings = prepared, prepared.recipe.train
         self.tokens, self.steps, self.busy, self.step_start = 0, 0, 0.0, 0.0
@@ -250,6 +251,10 @@ class SupervisedTrainer(SFTTrainer):
         optimizer = super().create_optimizer(model)
         if self.settings.lora_plus is not None:
             optimizer.param_groups[:] = with_faster_b(optimizer.param_groups, self.model, self.settings.lora_plus)
+        if self.sharding.share_optimizer:
+            moves_ranks, clip = self.rank_scheduler is not None, self.settings.max_grad_norm
+            self.shared = optimizer = self.sharding.share_optimizer(optimizer, self.runner.run, clip, moves_ranks)
+            self.optimizer, self.runner.backward = optimizer, optimizer.backward
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -298,7 +303,7 @@ class SupervisedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Everything that the next step depends on, under its final name only when it is complete."""
         keep_equal(self.model, self.sharding, self.progress)
-        weights = self.sharding.whole_on_first(trained_weights(self.model))
+        weights = self.sharding.whole_on_first(trained_parameters(self.model))
         optimizer = self.sharding.optimizer_state(self.optimizer)
         on_first(partial(self._write_checkpoint, weights, optimizer))
 
@@ -331,7 +336,14 @@ class SupervisedTrainer(SFTTrainer):
             self.sharding.load_optimizer_state(self.optimizer, optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The norm of the gradients, which are clipped to the recipe's. One that is shared out clips in its step, and
+        the tensor gets the norm then."""
+        return self.shared.norm if self.shared else super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if self.shared:
+            return self.shared.norm
         norm = super()._get_grad_norm(model, grad_norm)
         return self.sharding.whole(norm) if isinstance(norm, torch.Tensor) else norm
 
