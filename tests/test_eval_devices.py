@@ -35,16 +35,18 @@ def run(tmp_path_factory, tiny_base):
     return make_run(tmp_path_factory.mktemp("devices"), tiny_base).folder
 
 
-def _shared(costs, without):
-    share = own_share(costs, rank() not in without)
-    shared_values = share_out(costs, lambda numbers: [10 * number for number in numbers], rank() not in without)
-    return share, shared_values
+def _shared(cases):
+    def share(costs, without):
+        takes_part = rank() not in without
+        return own_share(costs, takes_part), share_out(costs, lambda numbers: [10 * at for at in numbers], takes_part)
+
+    return [share(*case) for case in cases]
 
 
-@pytest.mark.parametrize("costs", [[], [5.0], [1.0, 9.0], [3.0, 1.0, 2.0, 8.0, 8.0, 1.0, 4.0]])
-def test_every_item_is_computed_once_and_all_get_it(costs):
-    for without in ((), (1,)):
-        outcomes = run_on(3, _shared, costs, without)
+def test_every_item_is_computed_once_and_all_get_it():
+    rows = ([], [5.0], [1.0, 9.0], [3.0, 1.0, 2.0, 8.0, 8.0, 1.0, 4.0])
+    cases = [(costs, without) for costs in rows for without in ((), (1,))]
+    for (costs, without), outcomes in zip(cases, zip(*run_on(3, _shared, cases), strict=True), strict=True):
         shares = [share for share, _ in outcomes]
         assert sorted(number for share in shares for number in share) == list(range(len(costs)))
         assert all(shares[number] == [] for number in without)

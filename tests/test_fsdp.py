@@ -2,6 +2,7 @@
 what it trains alone; the base is held in parts; files are those of any other run."""
 
 import gc
+import os
 import signal
 
 import pytest
@@ -220,6 +221,8 @@ def _fails(path, folder, error):
 
     def failing(self, packs, tokens, step):
         if rank() == 1 and step == 6:
+            if error == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
             if error:
                 raise ValueError(error)
             for weight in self.model.parameters():
@@ -239,6 +242,14 @@ def test_what_ends_one_process_ends_all_and_is_told_once(fault, words, recipe_fi
     told = [text for error, text in outcomes if error != "FailedElsewhere"]
     assert len(told) == 1 and words in told[0], outcomes
     assert Run(folder).complete_checkpoints()[-1].name == "step-000004"
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_inside_their_pass(recipe_file, tmp_path):
+    path, folder = recipe_file(train=STEPS), tmp_path / "run"
+    first, second = failed_training_on(2, _fails, path, folder, "killed")
+    assert (first[0], second[0]) == ("ProcessLost", "EOFError"), (first, second)
+    assert_same_training(run_recipe(path, tmp_path / "one")[0], train_on(2, path, folder, FSDP, resume=True)[0])
 
 
 def test_what_cannot_be_shared_out_is_refused_with_a_remedy(recipe_file):

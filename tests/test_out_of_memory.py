@@ -18,7 +18,7 @@ from lorakit.recipe.load import load
 from lorakit.run_dir import Run
 from lorakit.train import micro_batching
 from lorakit.train.checkpoint import resumed_recipe
-from lorakit.train.micro_batching import uses_gradient_checkpointing
+from lorakit.train.gradient_checkpointing import uses_gradient_checkpointing
 from lorakit.train.preflight import states_do_not_fit
 
 SETTINGS = {"learning_rate": 0.005, "steps": 4, "epochs": None, "eval_every": 2, "save_every": 2}

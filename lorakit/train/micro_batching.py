@@ -25,15 +25,20 @@ from lorakit.distributed.processes import (
     world_size,
 )
 from lorakit.distributed.sharing import deal
-from lorakit.errors import LorakitError, UserError
+from lorakit.errors import LorakitError
 from lorakit.hardware.accelerator import random_states, set_random_states
-from lorakit.hardware.memory import OutOfMemory, free_memory, return_freed_memory, within_memory
+from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs
 from lorakit.model.load import DTYPES
-from lorakit.model.loss import causal_of, supervised_loss
+from lorakit.model.loss import supervised_loss
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
+from lorakit.train.gradient_checkpointing import (
+    set_gradient_checkpointing,
+    supports_gradient_checkpointing,
+    uses_gradient_checkpointing,
+)
 from lorakit.train.setup import TrainingState
 from lorakit.train.sharding import plain_pass
 
@@ -310,29 +315,3 @@ def compute_optimizations(model: Any, dtype: str) -> Iterator[None]:
     no_casting = disable_input_dtype_casting(model, active=dtype != "float32") if is_peft else nullcontext()
     with no_casting, release_int8_inputs(model), fused_lora(model):
         yield
-
-
-def supports_gradient_checkpointing(model: Any) -> bool:
-    """Whether the model's family can compute activations again in the backward pass."""
-    causal = causal_of(model)
-    has = any(hasattr(module, "gradient_checkpointing") for module in causal.modules())
-    return has and bool(getattr(causal, "supports_gradient_checkpointing", False))
-
-
-def uses_gradient_checkpointing(model: Any) -> bool:
-    """Whether it is on."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in causal_of(model).modules())
-
-
-def set_gradient_checkpointing(model: Any, on: bool) -> None:
-    """Turn it on, with a UserError where the model's family has none, or off. The gradients are the same."""
-    causal = causal_of(model)
-    if on and not supports_gradient_checkpointing(model):
-        raise UserError(f"train.gradient_checkpointing: {type(causal).__name__} has none in transformers. Write false.")
-    if on:
-        if next(causal.parameters()).device.type == "cpu":
-            return_freed_memory()  # otherwise the holes that blocks leave take up what is saved
-        # The other form, reentrant, reaches no weights of a layer whose input needs no gradient.
-        causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    elif uses_gradient_checkpointing(model):
-        causal.activation_checkpointing_disable()
