@@ -47,6 +47,7 @@ def outcomes_on(count: int, function: Callable[..., Any], *arguments: Any, **env
         try:
             results.append(pipe.recv() if pipe.poll(_SECONDS) else ("TimeoutError", f"process {rank} hangs"))
         except EOFError:
+            processes[rank].join(5)
             results.append(("EOFError", f"process {rank} ended with exit code {processes[rank].exitcode}"))
     for process in processes:
         process.join(5)
