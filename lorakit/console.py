@@ -190,6 +190,12 @@ def error(text: str, plain: bool = False) -> None:
     _console(stderr=True).print(label + _text(text, "default"))
 
 
+def error_of_lost(text: str) -> None:
+    """Print an error beside a bar that nobody ends any more: a bar hides the cursor."""
+    _console(stderr=True).show_cursor(True)
+    error(text)
+
+
 def _text(text: str, style: str = "") -> Text:
     """A text that rich prints as it is: no markup, no names of emoji."""
     return Text(visible(text), style=style)

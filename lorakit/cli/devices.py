@@ -37,7 +37,7 @@ def on_devices(
             sys.exit(_launch(count, remedy))
     from lorakit.distributed.join import joined
 
-    with joined(console.error) as world:
+    with joined(console.error_of_lost) as world:
         if place is not None:
             refuse_accelerate_settings(environment)
             if devices not in (None, place.local_size):
@@ -73,7 +73,7 @@ def _launch(count: int, remedy: Callable[[], str]) -> int:
 
     # As `python -m` has it, the folder of the user would come before the packages: unless it did so here as well.
     safe = [] if sys.path and sys.path[0] in ("", str(Path.cwd())) else ["-P"]
-    return launch(count, [*safe, "-m", "lorakit", *sys.argv[1:]], console.error, remedy)
+    return launch(count, [*safe, "-m", "lorakit", *sys.argv[1:]], console.error_of_lost, remedy)
 
 
 def terminal_of_first(quiet: bool) -> "Progress":
