@@ -32,6 +32,7 @@ from lorakit.cli import (
 )
 from lorakit.cli import eval as evaluate
 from lorakit.cli.streams import prepare_streams
+from lorakit.distributed.launchers import PARENT
 from lorakit.distributed.processes import FailedElsewhere
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
 
@@ -125,7 +126,7 @@ def main() -> None:
     try:
         code = app(prog_name="lorakit", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
-            _fail("interrupted", EXIT_INTERRUPTED)
+            _end_interrupted()
         sys.stdout.flush()
         sys.exit(code)
     except FailedElsewhere as error:
@@ -141,9 +142,7 @@ def main() -> None:
     except LorakitError as error:
         _fail(str(error), exit_code_of(error), plain=error.one_a_line)
     except KeyboardInterrupt:
-        if _is_beside_first():
-            sys.exit(EXIT_INTERRUPTED)
-        _fail("interrupted", EXIT_INTERRUPTED)
+        _end_interrupted()
     except Exception as error:
         if os.environ.get("LORAKIT_DEBUG"):
             raise
@@ -156,9 +155,14 @@ def main() -> None:
         )
 
 
+def _end_interrupted() -> None:
+    if PARENT in os.environ or _is_beside_first():
+        sys.exit(EXIT_INTERRUPTED)  # the parent, or the first process, says so
+    _fail("interrupted", EXIT_INTERRUPTED)
+
+
 def _is_beside_first() -> bool:
-    """Whether a launcher started this process beside another one of its machine, which reads the same arguments and
-    gets the same signals."""
+    """Whether a launcher started this process beside another one of its machine, which reads the same arguments."""
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0"
 
 

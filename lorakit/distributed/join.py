@@ -162,10 +162,11 @@ def _one_message(watch: Watch, rank: int) -> Iterator[None]:
     except Interrupted as error:  # the processes agreed on it: none has to be ended
         if rank:
             raise FailedElsewhere(str(error), error.exit_code) from error
+        watch.note_stop()
         raise
     except BaseException as error:
         code = _exit_code(error)
-        if not watch.announce(code):
+        if not watch.announce(code) or (isinstance(error, KeyboardInterrupt) and watch.has_parent):
             raise FailedElsewhere(str(error), watch.announced_code() or code) from error
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted") from error

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from lorakit.distributed.launchers import PARENT
-from lorakit.distributed.watch import FAILURE, LOST
+from lorakit.distributed.watch import FAILURE, LOST, STOPPED
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER
 
 _POLL = 0.05  # seconds
@@ -60,7 +60,7 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[str], None], 
         if signals.received:
             signals.send(signal.SIGTERM)
         try:
-            ends = _wait(signals)
+            ends = _wait(signals, store)
         finally:
             context.close(signal.SIGKILL)  # what is left of them, with the processes that they started
     return _conclude(ends, signals, store, report, remedy)
@@ -114,7 +114,7 @@ def _signals() -> Iterator[_Signals]:
             signal.signal(number, handler)
 
 
-def _wait(signals: _Signals) -> dict[int, int]:
+def _wait(signals: _Signals, store: Any) -> dict[int, int]:
     """The exit codes by rank, in the order of the ends; negative: the signal that killed the process."""
     ends: dict[int, int] = {}
     failed_at = 0.0
@@ -123,11 +123,15 @@ def _wait(signals: _Signals) -> dict[int, int]:
         for rank, process in signals.processes.items():
             if rank not in ends and (code := process.poll()) is not None:
                 ends[rank] = code
-                if code not in (0, EXIT_INTERRUPTED):
+                if code:
                     failed_at = failed_at or time.monotonic()
         now = time.monotonic()
-        if (failed_at and now - failed_at > _AFTER_FAILURE) or (signals.at_once and now - signals.at_once > _AT_ONCE):
+        if signals.at_once and now - signals.at_once > _AT_ONCE:
             return ends
+        if failed_at and now - failed_at > _AFTER_FAILURE:
+            if {*ends.values()} - {0, EXIT_INTERRUPTED} or not store.check([STOPPED]):
+                return ends
+            failed_at = 0.0  # they agreed to stop: whoever still works has all the time
     return ends
 
 
@@ -135,10 +139,11 @@ def _conclude(
     ends: dict[int, int], signals: _Signals, store: Any, report: Callable[[str], None], remedy: Callable[[], str]
 ) -> int:
     """The exit code of the command; what no process could say is said here."""
-    if store.check([FAILURE]):
-        return int(store.get(FAILURE).split()[1])
+    announced = int(store.get(FAILURE).split()[1]) if store.check([FAILURE]) else 0
+    if announced and announced != EXIT_INTERRUPTED:
+        return announced
     if signals.received and (len(ends) < len(signals.processes) or _INTERRUPTED.intersection(ends.values())):
-        if EXIT_INTERRUPTED not in ends.values():
+        if not store.check([STOPPED]):
             report("interrupted")
         return EXIT_INTERRUPTED
     first = next((code for code in ends.values() if code), 0)

@@ -18,9 +18,9 @@ _TICK = 2.0  # seconds
 _SILENT = 30  # ticks after which a process, or the store, counts as lost
 _GRACE = 5  # ticks that this process has to end by itself after another one's failure
 _LEFT = b"left"
-# Keys of the store; the launcher of `launch` reads the last two.
+# Keys of the store; the parent of `launch` reads the last three.
 _BEAT, _HOST = "lorakit/beat", "lorakit/host"
-FAILURE, LOST = "lorakit/failure", "lorakit/lost"
+FAILURE, LOST, STOPPED = "lorakit/failure", "lorakit/lost", "lorakit/stopped"
 
 GO_ON = "Of a training every checkpoint that was written is complete; --resume goes on from the last one."
 
@@ -65,6 +65,13 @@ class Watch:
         except RuntimeError:
             return True  # without the store the others are told by the end of this process
         return first.decode().split()[0] == str(self.rank)
+
+    def note_stop(self) -> None:
+        """Tell the parent that this process says that the work was interrupted."""
+        try:
+            self.own.set(STOPPED, b"1")
+        except RuntimeError:
+            return  # the parent has gone
 
     def announced_code(self) -> int | None:
         """The exit code of the failure that a process has announced."""
