@@ -14,9 +14,9 @@ from distributed_runs import train_on
 from lorakit.run_dir import Run
 
 _SECONDS = 120
-STEPS = 60
+STEPS = 150
 # Long enough to be met in the middle, with a checkpoint every few steps.
-TRAIN = {"epochs": None, "steps": STEPS, "learning_rate": 1e-3, "save_every": 5, "eval_every": 30, "keep": 1000}
+TRAIN = {"epochs": None, "steps": STEPS, "learning_rate": 1e-3, "save_every": 5, "eval_every": 75, "keep": 1000}
 
 
 def lorakit_train(path: Path, folder: Path, *arguments: object) -> list[str]:
