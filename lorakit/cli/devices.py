@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorakit.amounts import counted
 from lorakit.distributed.launchers import launched, refuse_accelerate_settings
 from lorakit.distributed.processes import World
 from lorakit.errors import UserError
@@ -61,8 +62,8 @@ def _choose_count(devices: int | None, most: Callable[[], int] | None) -> int:
         raise UserError(f"--devices {devices}: only {visible} GPUs are visible here. Write at most {visible}.")
     if limit and devices > limit:
         raise UserError(
-            f"--devices {devices}: a step has {limit} rows (train.batch_size), and each device takes one at least. "
-            f"Write at most {limit}."
+            f"--devices {devices}: a step has {counted(limit, 'row')} (train.batch_size), and each device takes one at "
+            f"least. Write at most {limit}."
         )
     return devices
 
