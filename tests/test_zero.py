@@ -24,7 +24,7 @@ SLOW = CASES | {
     "dora-nf4": {"adapter": {"kind": "dora"}, "model": {"quantization": "nf4"}},
     "pissa": {"adapter": {"kind": "pissa"}},
     "loftq": {"adapter": {"kind": "loftq"}},
-    "whole-modules": {"adapter": {"train": ["embeddings", "head"]}},
+    "whole-modules": {"adapter": {"train_modules": ["embed_tokens", "lm_head"]}},
     "lora-plus": {"train": {"lora_plus": 16, "weight_decay": 0.1, "max_grad_norm": 0}},
     "checkpointing": {"train": {"gradient_checkpointing": True}},
 }

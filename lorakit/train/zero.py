@@ -144,8 +144,9 @@ def _keep_gathered(engine: Any, parameters: set[nn.Parameter]) -> None:
     """Leave some weights whole on every process from now on, as DeepSpeed does with those under a size."""
     offload = getattr(engine.optimizer, "parameter_offload", engine.optimizer)
     persistent = offload.persistent_parameters
+    listed = set(persistent)
     for parameter in offload.module.parameters():
-        if parameter in parameters and not parameter.ds_persist:
+        if parameter in parameters and parameter not in listed:
             parameter.ds_persist = True
             persistent.append(parameter)
     if persistent:
