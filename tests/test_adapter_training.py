@@ -25,9 +25,10 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.schema import Adapter
+from lorakit.train.arguments import with_faster_b
 from lorakit.train.preflight import check_loss
 from lorakit.train.setup import set_up_training
-from lorakit.train.trainer import TrainingCallback, with_faster_b
+from lorakit.train.trainer import TrainingCallback
 
 ADALORA = {"adalora": {"every": 1, "shrink_from": 0.1, "shrink_to": 0.8}}
 FLEXLORA = {"flexlora": {"every": 1, "moved": 2, "move_from": 0.1, "move_to": 0.8}}

@@ -10,8 +10,8 @@ import torch
 from lorakit.data.batches import collate, draws, epoch_batches, split_batch
 from lorakit.data.mixture import Mixture
 from lorakit.errors import UserError
+from lorakit.train.arguments import StepBatchSampler
 from lorakit.train.micro_batching import BatchLayout, count_trained_tokens
-from lorakit.train.trainer import StepBatchSampler
 
 LENGTHS = [(7 * i) % 53 + 3 for i in range(150)]
 

@@ -3,20 +3,19 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorakit.amounts import counted, decimal_bytes, duration, gibibytes, percent
+from lorakit.amounts import counted
 from lorakit.cli.devices import on_devices, terminal_of_first
 from lorakit.cli.options import Devices, Json, Overrides, Quiet, RecipePath, quoted
+from lorakit.cli.train_report import describe_run, print_outcome, print_plan
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
-    from lorakit.data.report import Report
     from lorakit.prepare import Prepared
     from lorakit.progress import Progress
     from lorakit.recipe.export_target import ExportTarget
@@ -88,8 +87,8 @@ def _dry_run(loaded: "LoadedRecipe", as_json: bool, quiet: bool) -> None:
     with loaded.locating():
         prepared = prepare_run(loaded.recipe, progress)
     if is_first():
-        _describe(prepared, progress)
-        _print_plan(prepared, as_json, progress)
+        describe_run(prepared, progress)
+        print_plan(prepared, as_json, progress)
 
 
 @contextmanager
@@ -127,7 +126,7 @@ def _run(loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, q
         whole = trains_all(prepared.recipe.adapter)
         facts: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
         if is_first() and not as_json:
-            _print_outcome(outcome, run, prepared, whole)
+            print_outcome(outcome, run, prepared, whole)
         if loaded.recipe.output.merged:
             facts |= _merge(run, prepared, progress)
         if not is_first():
@@ -178,7 +177,7 @@ def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress
     with loaded.locating():
         prepared = prepare_run(recipe, progress)
     if is_first():
-        _describe(prepared, progress)
+        describe_run(prepared, progress)
     checkpoint = on_first(lambda: checkpoint_to_resume(run, prepared, progress)) if resume else None
     together(lambda: _refuse_unseen(checkpoint))
     with loaded.locating():
@@ -235,111 +234,3 @@ def _refuse_inputs_inside(folder: Path, loaded: "LoadedRecipe") -> None:
     for path in sorted({*loaded.files, *input_paths(loaded.recipe)}):
         if any(path.resolve().is_relative_to(part) for part in parts):
             raise UserError(f"{path}: lies inside {folder}, which --overwrite would clear. Copy it elsewhere first.")
-
-
-def _describe(prepared: "Prepared", progress: "Progress") -> None:
-    """Report what `auto` became and what was read, before anything long begins."""
-    from lorakit.cli.data_tables import count_draws
-    from lorakit.plan.schedule import describe_schedule
-
-    for choice in prepared.choices:
-        progress.say(str(choice))
-    _describe_rows("train", prepared.train.report, prepared.recipe.data.max_length, progress)
-    if prepared.held_out:
-        _describe_rows("held-out", prepared.held_out.report, prepared.recipe.data.max_length, progress)
-    else:
-        progress.warn(
-            "no held-out rows (data.eval): no held-out loss is measured, the last adapter is kept whether or not it is "
-            "the best, nothing stops early, and lorakit eval has no rows to score. data.eval: 0.1 holds a tenth out"
-        )
-    if prepared.recipe.output.export:
-        progress.say(f"when training ends it is exported for {', '.join(prepared.recipe.output.export)}")
-    _describe_memory(prepared, progress)
-    for drawn in count_draws(prepared.train, prepared.recipe.train):
-        if drawn.figures:
-            progress.say(drawn.figures)
-        if drawn.warning:
-            progress.warn(drawn.warning)
-    for line in describe_schedule(prepared.recipe.train, prepared.steps, prepared.held_out is not None):
-        progress.say(line)
-
-
-def _describe_rows(name: str, report: "Report", max_length: int, progress: "Progress") -> None:
-    from lorakit.cli.data_tables import describe_cut, describe_rows
-
-    progress.say(
-        f"{name}: {report.used:,} of {report.read:,} rows, {report.tokens:,} tokens, {report.trained_tokens:,} of "
-        f"them trained, longest row {report.longest}; {'; '.join(map(str, report.sources))}"
-    )
-    for text in describe_rows(report):
-        progress.say(f"{name}: {text}")
-    dropped, findings = report.dropped.lines("rows dropped:"), report.findings.lines("x")
-    for text in (*describe_cut(report, max_length), *dropped, *findings):
-        progress.warn(f"{name}: {text}")
-
-
-def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
-    from lorakit.plan.estimate import ERROR
-    from lorakit.plan.memory import memory_budget
-
-    expected, machine = prepared.expected, prepared.machine
-    if expected is None:
-        return
-    text = f"memory: the longest micro-batch is predicted to take {gibibytes(expected.total)} of "
-    text += f"{gibibytes(machine.memory)} {machine.place}"
-    if expected.total > memory_budget(machine):
-        progress.warn(f"{text}: it may run out. lorakit plan says what would fit")
-    else:
-        uncertain = expected.total * (1 + ERROR) > machine.memory
-        progress.say(f"{text}, if the estimate holds: it may be off by {ERROR:.0%}" if uncertain else text)
-
-
-def _print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> None:
-    """The first example as the model sees it, the trained text in green or between marks; or all facts as JSON."""
-    from lorakit import console
-    from lorakit.data.survey import decode_by_trained
-    from lorakit.train.setup import planned_parameters
-
-    counts, text = planned_parameters(prepared), "known when the weights are loaded, by which adapter.layers chooses"
-    if counts:
-        text = "{:,} of {:,} ({})".format(*counts, percent(counts[0] / counts[1], 2))
-    progress.say(f"trainable parameters: {text}")
-    if not as_json:
-        row = prepared.train.rows[0]
-        stretches = decode_by_trained(prepared.tokenizer, row["input_ids"], row["labels"])
-        console.result_masked(f"first example, {row['where']}:", stretches)
-        return
-    facts = {
-        "steps": prepared.steps,
-        "parameters": dict(zip(("trainable", "total"), counts, strict=True)) if counts else None,
-        "auto": [asdict(choice) for choice in prepared.choices],
-        "train": prepared.train.report.to_dict(),
-        "eval": prepared.held_out.report.to_dict() if prepared.held_out else None,
-    }
-    console.result_json(facts)
-
-
-def _print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: bool) -> None:
-    """`whole`: the weights themselves were trained, and there is no adapter."""
-    from lorakit import console
-    from lorakit.model.quantization_config import stored_quantization
-
-    lines = [f"trained {counted(outcome.steps, 'step')} in {duration(outcome.seconds)}"]
-    if outcome.loss is not None:
-        lines[0] += f", last loss {outcome.loss:.4f}"
-    if outcome.eval_loss is not None:
-        weights = "weights are" if whole else "adapter is"
-        lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose {weights} kept")
-    if outcome.devices > 1 and outcome.seconds_a_step:
-        share = percent(outcome.reduction_seconds / outcome.seconds_a_step)
-        amount = decimal_bytes(outcome.reduced_bytes)
-        lines.append(f"{outcome.devices} devices: adding up {amount} of gradients took about {share} of a step")
-    if outcome.stopped_early:
-        lines.append("stopped early: the held-out loss no longer fell (train.early_stopping)")
-    lines.append(f"model: {run.model}" if whole else f"adapter: {run.adapter}")
-    lines.append(f"next: lorakit eval {quoted(run.folder)}" + ("" if prepared.held_out else " --data FILE"))
-    stored = stored_quantization(prepared.base.folder)
-    made = run.merged.exists() or prepared.recipe.output.merged
-    if not whole and not made and (stored is None or stored.reversible):
-        lines[-1] += f"   or   lorakit merge {quoted(run.folder)}"
-    console.result("\n".join(lines))
