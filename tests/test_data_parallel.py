@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-_SLOW = ("packed", "adalora", "nf4")
+_SLOW = ("packed", "dora", "adalora", "nf4", "full")
 
 
 def assert_same_training(one: Run, other: Run) -> None:
@@ -100,7 +100,7 @@ def _stops(path, folder, step):
         return train_here(path, folder)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(before, after, recipe_file, tmp_path):
     """Stopped by a signal to one of its processes; checkpoint, order and optimizer do not know how many there are."""
     path, folder = recipe_file(train=STEPS), tmp_path / "run"
@@ -157,7 +157,14 @@ def _fails(path, folder, error):
     return train_here(path, folder)
 
 
-@pytest.mark.parametrize("error", [None, ValueError("a fault"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        pytest.param(ValueError("a fault"), marks=pytest.mark.slow),
+        pytest.param(OSError(28, "No space left on device"), marks=pytest.mark.slow),
+    ],
+)
 def test_what_ends_one_process_ends_all_and_is_told_once(error, recipe_file, tmp_path):
     """A loss that is not a number, a fault, a full disk: the others end too, and the checkpoint before is complete."""
     path, folder = recipe_file(train=STEPS), tmp_path / "run"
@@ -172,6 +179,7 @@ def test_what_ends_one_process_ends_all_and_is_told_once(error, recipe_file, tmp
     assert [path.name for path in Run(folder).complete_checkpoints()][-1] == "step-000004"
 
 
+@pytest.mark.slow
 def test_dropout_differs_on_each_process_and_is_as_strong_as_on_one(recipe_file, tmp_path):
     """An adapter that stands still is scored by 60 steps under dropout. A paired t-test finds no difference of the
     mean loss between one process and two (|t| < 3.5: by chance once in 1,000), and the noise is as large: with equal

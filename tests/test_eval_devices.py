@@ -261,7 +261,7 @@ def _combined(folders, output, into_base):
     return facts["scores"], merged and merged.proof.figures()
 
 
-@pytest.mark.parametrize("into_base", [False, True])
+@pytest.mark.parametrize("into_base", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_combination_scores_as_on_one_process(into_base, run, tmp_path, tiny_base):
     folders = [run, make_run(tmp_path / "other", tiny_base, train={"seed": 3}).folder]
     one, proof = _combined(folders, tmp_path / "one", into_base)

@@ -175,7 +175,8 @@ def _goes_on(path, folder, stop, overrides, resume):
         return train_here(path, folder, overrides, resume)
 
 
-@pytest.mark.parametrize("kind", ["full", pytest.param("adalora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "adalora"])
 def test_a_run_goes_on_with_another_sharding_and_another_number_of_processes(kind, recipe_file, tmp_path):
     """Data parallel on two, then shared out over three, then one alone."""
     sections = (CASES | SLOW)[kind]
@@ -202,6 +203,7 @@ def _runs_short(path, folder, resume):
     return train_here(path, folder, (FSDP,), resume)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_ends_the_run_which_goes_on_with_less_when_it_is_resumed(recipe_file, tmp_path):
     path, folder = recipe_file(train={**STEPS, "steps": 8, "batch_size": 6}), tmp_path / "run"
     one, _ = run_recipe(path, tmp_path / "one")

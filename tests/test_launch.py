@@ -51,6 +51,7 @@ def same(one, other) -> bool:
     return left.keys() == right.keys() and all(bool((left[name] == right[name]).all()) for name in left)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_step_on_all_devices_and_resuming_gives_the_uninterrupted_run(straight, tmp_path):
     path, run = straight
     terminal = TerminalOf("train", path, "--devices", 2, "-o", tmp_path / "run")

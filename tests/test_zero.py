@@ -67,7 +67,10 @@ def _parts(path, folder, overrides) -> tuple[int, int, int, int, bool]:
     return (*shares, nn.functional.linear is linear)
 
 
-@pytest.mark.parametrize(("sharding", "sections"), [("zero-2", {}), ("zero-3", {}), ("zero-3", FULL)])
+@pytest.mark.parametrize(
+    ("sharding", "sections"),
+    [("zero-2", {}), pytest.param("zero-3", {}, marks=pytest.mark.slow), ("zero-3", FULL)],
+)
 def test_two_processes_train_what_one_does_and_each_holds_its_part(sharding, sections, recipe_file, tmp_path):
     _, shares = trained_alike(recipe_file(**sections, train=SHORT), tmp_path, sharding, function=_parts)
     for states, local, trained, total, restored in shares:
@@ -91,7 +94,7 @@ def _stops(path, folder, *overrides):
 @pytest.mark.parametrize(
     ("sections", "first", "second"),
     [
-        ({}, (2, "zero-2"), (1, "none")),
+        pytest.param({}, (2, "zero-2"), (1, "none"), marks=pytest.mark.slow),
         ({}, (1, "none"), (2, "zero-3")),
         pytest.param(FULL, (3, "zero-3"), (2, "zero-2"), marks=pytest.mark.slow),
         pytest.param(FULL, (2, "fsdp"), (3, "zero-3"), marks=pytest.mark.slow),
