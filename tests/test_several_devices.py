@@ -16,6 +16,7 @@ from lorakit.hardware.machine import Machine, machine_with
 from lorakit.model.quantization_config import CheckpointQuantization
 from lorakit.plan.advice import collect_advice
 from lorakit.plan.auto import resolve_auto
+from lorakit.plan.changes import memory_uses
 from lorakit.plan.estimate import RowEstimate, plan_run
 from lorakit.plan.memory import size_run
 from lorakit.recipe.schema import Adapter, Model, Train
@@ -145,6 +146,12 @@ def planned(count: int, link: str = "pcie-4", card: str = "RTX 4090", **train):
     machine = machine_with(find_gpu(card))
     settings = recipe(Train(**{"sharding": "none"} | train), model=Model(base="a/b", quantization="nf4"))
     return plan_run(settings, LLAMA_8B, ROWS, machine, 1.0, devices_of(machine, count, find_link(link)))
+
+
+def test_larger_micro_batches_are_advised_up_to_a_devices_part_of_the_step():
+    advised = {change.key: change.value for change in memory_uses(planned(4, batch_size=8, micro_batch=1))}
+    assert advised["train.micro_batch"] == 2
+    assert "train.micro_batch" not in {change.key for change in memory_uses(planned(4, batch_size=8, micro_batch=2))}
 
 
 def test_time_is_computing_and_what_of_sending_it_does_not_hide():

@@ -209,9 +209,10 @@ def memory_uses(plan: Plan) -> Iterator[SettingChange]:
     recipe, train = plan.recipe, plan.recipe.train
     if train.gradient_checkpointing:
         yield SettingChange("train.gradient_checkpointing", False, "blocks are computed once instead of twice", 0)
-    if int(train.micro_batch) < train.batch_size:
+    part = -(-train.batch_size // plan.devices.count)  # the rows of a step that one device computes
+    if int(train.micro_batch) < part:
         costs = "fewer passes over the weights; the result is the same"
-        yield SettingChange("train.micro_batch", train.batch_size, costs, 0)
+        yield SettingChange("train.micro_batch", part, costs, 0)
     if recipe.model.quantization != "none":
         yield SettingChange("model.quantization", "none", "nothing is lost to quantization, nothing is dequantized", 0)
     if plan.rows.overlong > 0:
