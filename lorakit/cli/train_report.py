@@ -107,7 +107,7 @@ def print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: b
     if outcome.eval_loss is not None:
         weights = "weights are" if whole else "adapter is"
         lines.append(f"held-out loss {outcome.eval_loss:.4f} at step {outcome.best_step}, whose {weights} kept")
-    if outcome.devices > 1 and outcome.seconds_a_step:
+    if outcome.reduced_bytes and outcome.seconds_a_step:
         share = percent(outcome.reduction_seconds / outcome.seconds_a_step)
         amount = decimal_bytes(outcome.reduced_bytes)
         lines.append(f"{outcome.devices} devices: adding up {amount} of gradients took about {share} of a step")

@@ -157,11 +157,11 @@ class MicroBatchRunner:
         """Add up the gradients of all processes, and return the loss of the whole step."""
         if world_size() == 1:
             return loss
-        if self.sharding.share_optimizer:
-            sum_in_place([loss])
-            return loss
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         trained = [parameter for parameter in trained if not self.sharding.is_shared_out(parameter)]
+        if self.sharding.share_optimizer or not trained:  # the sums are in each process's parts already
+            sum_in_place([loss])
+            return loss
         if any_of(any(parameter.grad is None for parameter in trained)) == (True,):  # such as an expert's
             reached = any_of(*(parameter.grad is not None for parameter in trained))
             trained = [parameter for parameter, somewhere in zip(trained, reached, strict=True) if somewhere]
