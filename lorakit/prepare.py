@@ -187,8 +187,6 @@ def _smallest_machine(progress: Progress) -> Machine:
     """The machine with the memory of the smallest device of all; a processor's is shared by the processes on it."""
     machine = usable_machine(progress)
     memory = machine.memory if machine.is_gpu else machine.memory // local_size()
-    if len({one.device for one in gather(machine)}) > 1:
-        refuse(UserError("some processes have a GPU and others have none: start as many as there are GPUs."))
     return replace(machine, memory=min(gather(memory)))
 
 

@@ -7,14 +7,17 @@ import pytest
 import torch
 from conftest import rows_of, write_rows
 from distributed_runs import environment, failed_training_on, train_here, train_on
-from rank_processes import run_on
+from rank_processes import outcomes_on, run_on
 from runs_of_tests import adapter_weights, losses, run_recipe
 
 from lorakit.distributed.processes import rank, world_size
 from lorakit.distributed.sharing import deal
 from lorakit.errors import Interrupted
+from lorakit.progress import Silent
 from lorakit.run_dir import Run
+from lorakit.train.agreement import keep_equal
 from lorakit.train.micro_batching import MicroBatchRunner
+from lorakit.train.sharding import WHOLE
 from lorakit.train.trainer import TrainingCallback
 
 STEPS = {"steps": 20, "epochs": None, "learning_rate": 1e-3}
@@ -194,6 +197,23 @@ def test_dropout_differs_on_each_process_and_is_as_strong_as_on_one(recipe_file,
     difference = two - one
     assert abs(difference.mean()) < 3.5 * difference.std(ddof=1) / len(difference) ** 0.5
     assert 1 / 2.2 < two.var() / one.var() < 2.2
+
+
+def _apart(by):
+    """The processes' weights differ by a number; some of them are zero."""
+    model = torch.nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight.fill_(1)
+        model.bias.zero_()
+        model.weight[0, 0] += by * rank()
+    keep_equal(model, WHOLE, Silent())
+    return float(model.weight[0, 0])
+
+
+def test_weights_that_drift_apart_are_made_equal_and_others_end_the_run():
+    assert run_on(2, _apart, 1e-6) == [1.0, 1.0]
+    first, second = outcomes_on(2, _apart, 0.1)
+    assert (first[0], second[0]) == ("LorakitError", "FailedElsewhere") and "weight differs by 0.1" in first[1]
 
 
 def _command(path, folder):

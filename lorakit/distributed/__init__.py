@@ -1,1 +1,1 @@
-"""Several processes that train one adapter: joined, in agreement, and watched."""
+"""Several processes of one command: started, joined, in agreement, and watched."""

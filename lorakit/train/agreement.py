@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+
 from lorakit.distributed.processes import any_of, copy_from_first, from_first, gather, has_parent, refuse, world_size
 from lorakit.errors import LorakitError
 from lorakit.model.peft_adapter import content_of, trained_parameters
@@ -67,7 +69,10 @@ def keep_equal(model: Any, sharding: Sharding, progress: Progress) -> None:
         return
     own = {name: weight.clone() for name, weight in weights.items()}
     copy_from_first(weights.values())
-    apart = {name: float((weight - own[name]).abs().max() / weight.abs().max()) for name, weight in weights.items()}
+    apart = {}
+    for name, weight in weights.items():
+        largest = weight.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)  # a B that no row reached is zero
+        apart[name] = float((weight - own[name]).abs().max() / largest)
     most, name = max(gather(max((share, name) for name, share in apart.items())))
     if not most < _ROUNDING:
         message = f"the processes have trained different weights: {name} differs by {most:.1g} of its largest number"
