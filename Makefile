@@ -5,6 +5,7 @@
 # make check    lint, types, names, layers, generated documents; make fix: lint and format what can be
 # make site     the documentation as pages with a search, in build/site
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
+# make bench-limit      how near a training step comes to the limit of this processor's matrix products
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
 # make bench-memory     the memory model against published peaks, and against runs of SmolLM2 here (ROWS=FILE adds a table)
 # make bench-devices    one process against two, and against two of trl sft under torchrun
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-devices gpu pins clean
+.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-limit bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-devices gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +76,10 @@ bench: bench-train bench-data bench-eval
 
 bench-train: model
 	$(BIN)/python tools/bench.py
+
+bench-limit: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_limit.py --rows debian-json medium long
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_limit.py --rows medium --quantization nf4
 
 bench-data: model
 	$(BIN)/python tools/bench_data.py

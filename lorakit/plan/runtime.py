@@ -105,19 +105,31 @@ class Workload:
 
 
 def training_flops(work: Workload) -> float:
-    """FLOPs of the whole run: what the arithmetic needs, whatever the device. Two a weight and token forward, two for
-    the gradient of the inputs, two for that of trained weights, two more where checkpointing computes the block again.
-    Attention is causal: half of length squared."""
+    """FLOPs of the whole run: what the arithmetic needs, whatever the device."""
+    return sum(flops_by_part(work).values())
+
+
+def flops_by_part(work: Workload) -> dict[str, float]:
+    """The FLOPs of the whole run by what takes them. Two a weight and token forward, two for the gradient of the
+    inputs, two for that of trained weights, two more where checkpointing computes the block again. Attention is causal:
+    half of length squared."""
     again, back = work.forwards - 1, work.layers_back / work.layers
     twice = work.dora.numbers if work.dora and work.dora.dropout else 0
-    body = work.body * (2 + (2 + 2 * again) * back) + 2 * work.trained_body
-    body += work.adapter * (6 + 2 * again) + twice * (4 + 2 * again)
-    attention = work.attention * (2 + (4 + 2 * again) * back)
     logits = work.trained_tokens / max(work.micro_batches, 1) * work.head / work.hidden
-    head = work.head * (4 + (2 if logits > CHUNK_LOGITS else 0) + (2 if work.trained_head else 0))
-    training = work.tokens * body + work.square_tokens * attention + work.trained_tokens * head
+    head_again = 2 if logits > CHUNK_LOGITS else 0
     held_out = work.held_out_tokens * (work.body + work.adapter) + work.held_out_trained_tokens * work.head
-    return float(training + 2 * held_out)
+    recomputed = again * (work.tokens * 2 * (back * work.body + work.adapter + twice))
+    recomputed += again * 2 * work.square_tokens * back * work.attention + work.trained_tokens * head_again * work.head
+    return {
+        "body, forward": float(work.tokens * 2 * work.body),
+        "body, gradients of inputs": float(work.tokens * 2 * back * work.body),
+        "body, gradients of weights": float(work.tokens * 2 * work.trained_body),
+        "adapter": float(work.tokens * (6 * work.adapter + 4 * twice)),
+        "attention": float(work.square_tokens * work.attention * (2 + 4 * back)),
+        "head": float(work.trained_tokens * work.head * (6 if work.trained_head else 4)),
+        "computed again": float(recomputed),
+        "held-out rows": float(2 * held_out),
+    }
 
 
 def run_workload(
