@@ -5,11 +5,13 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from kernel_doubles import DOUBLES
 from model_families import FAMILIES
 from peft.helpers import disable_input_dtype_casting
 from transformers import AutoModelForCausalLM
 
 from lorakit.model.fused_lora import fused_lora
+from lorakit.model.kernels import Kernels, use_kernels
 from lorakit.model.loss import body_of
 from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.spec_from_meta import spec_from_meta
@@ -18,6 +20,7 @@ from lorakit.plan.activations import TrainingStep, saved_activations
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
+NO_KERNELS = Kernels()
 _WIDER = 8
 _WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim")
 
@@ -57,7 +60,9 @@ def saved_bytes(model, tokens: int, padded: bool, computing) -> int:
     return sum(sizes.values())
 
 
-def measured(family: str, settings: Adapter, half: bool, attention: str, padded: bool, made_of=spec_from_meta):
+def measured(
+    family: str, settings: Adapter, half: bool, attention: str, padded: bool, made_of=spec_from_meta, kernels=NO_KERNELS
+):
     """Bytes a token and bytes a pair of tokens, fitted to three lengths; and what the memory model says of them.
 
     `made_of`: a config as a mapping -> the spec that the memory model is given.
@@ -77,6 +82,7 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
             if hasattr(model, "peft_config"):
                 stack.enter_context(disable_input_dtype_casting(model, active=half))
             stack.enter_context(fused_lora(model))
+            stack.enter_context(use_kernels(model, kernels))
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
             yield
 
@@ -93,6 +99,7 @@ def measured(family: str, settings: Adapter, half: bool, attention: str, padded:
         masked=padded,
         dropout=settings.dropout,
         on_gpu=False,
+        kernels=bool(kernels),
     )
     return token, pair, saved_activations(spec, adapted, way)[0]
 
@@ -103,6 +110,26 @@ def test_every_linear_layer_adapted(family, half):
     token, pair, found = measured(family, Adapter(rank=4), half, "sdpa", padded=True)
     assert found.per_token == pytest.approx(token, rel=0.08)
     assert found.per_pair == pytest.approx(pair, rel=0.02)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {}),
+        ("gemma3-text", {}),
+        ("phi3", {}),
+        ("llama", {"targets": ["q_proj", "v_proj"]}),
+        ("qwen2", {"kind": "none"}),
+    ],
+)
+def test_kernels_keep_less(family, settings, half):
+    """Those that keep what Liger's do; test_kernels.py holds the doubles against Liger's own."""
+    adapter = Adapter(**{"rank": 4} | settings)
+    token, _, found = measured(family, adapter, half, "sdpa", padded=True, kernels=DOUBLES)
+    assert found.per_token == pytest.approx(token, rel=0.08)
+    without, _, _ = measured(family, adapter, half, "sdpa", padded=True)
+    assert token < 0.95 * without
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
