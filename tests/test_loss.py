@@ -1,5 +1,6 @@
 """The supervised-only loss equals the model's own, for every family's body and head."""
 
+import model_families
 import pytest
 import torch
 import transformers
@@ -8,7 +9,7 @@ from torch.nn.functional import cross_entropy
 import lorakit.model.loss as loss_module
 from lorakit.data.batches import collate
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.loss import body_output, supervised_loss
+from lorakit.model.loss import body_of, body_output, supervised_loss
 
 VOCABULARY = 97
 SIZES = {
@@ -85,6 +86,33 @@ def test_loss_and_gradients_are_the_models_own(family, shared, chunk, monkeypatc
     assert float(total) == pytest.approx(float(own), rel=1e-5)
     for mine, theirs in zip(ours, gradients(model), strict=True):
         assert torch.allclose(mine, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", model_families.FAMILIES)
+def test_right_padded_rows_have_the_same_states_without_a_mask(family):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(model_families.FAMILIES[family].config).eval()
+    rows = [torch.randint(3, 60, (length,)).tolist() for length in (30, 13, 3)]
+    padded = collate([{"input_ids": row, "labels": row} for row in rows], pad_token_id=0)
+    mask = padded["attention_mask"].bool()
+    with torch.no_grad():
+        found, _ = body_output(model, **padded)
+        masked = body_of(model)(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], use_cache=False)
+    torch.testing.assert_close(found.last_hidden_state[mask], masked.last_hidden_state[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_the_body_gets_no_mask_of_padded_rows():
+    model, seen = tiny("Llama"), []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments, attn_mask=None, **named):
+        seen.append(attn_mask)
+        return sdpa(*arguments, attn_mask=attn_mask, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+        supervised_loss(model, **batch(2))
+    assert seen == [None, None]
 
 
 def test_a_shared_beginning_is_computed_once_and_only_where_that_is_exact():

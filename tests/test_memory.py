@@ -160,7 +160,7 @@ def test_a_processor_also_holds_the_libraries_and_the_file_that_is_read():
     assert all(memory.overhead > 5e8 for memory in found.values())
 
 
-def test_packs_under_a_dense_mask_hold_it_even_alone():
+def test_packs_hold_a_dense_mask_and_padded_rows_none():
     from lorakit.plan.memory import size_run
     from lorakit.plan.model_info import parse_model_info
     from lorakit.recipe.schema import Data, Model, Recipe
@@ -172,6 +172,6 @@ def test_packs_under_a_dense_mask_hold_it_even_alone():
         recipe = Recipe(model=model, data=Data(train="a/b", packing=packing))
         return size_run(recipe, facts, facts.spec, True).step(rows, 512, False).masked
 
-    assert [masked("off", "sdpa", rows) for rows in (1, 2)] == [False, True]
+    assert [masked("off", "sdpa", rows) for rows in (1, 2)] == [False, False]
     assert masked("on", "sdpa", 1) and not masked("on", "flash_attention_2", 2)
-    assert masked("off", "flash_attention_2", 2)
+    assert not masked("off", "flash_attention_2", 2)

@@ -32,7 +32,7 @@ class TrainingStep:
     double_quant: bool = True
     attention: str = "sdpa"
     checkpointing: bool = False
-    masked: bool = True  # whether attention takes a mask: of padded rows, and of packs but in variable-length attention
+    masked: bool = True  # whether attention takes a mask: of packs, but in variable-length attention
     dropout: float = 0.0
     optimizer: str = "adamw"
     accumulates: bool = False  # several micro-batches a step: gradients are there in the forward pass
@@ -174,7 +174,7 @@ def _attention(spec: ModelSpec, weights: list[WeightSpec], way: TrainingStep) ->
     output = next((weight.inner for weight in weights if part(weight) == "closes"), spec.hidden)
     opening = [weight for weight in weights if part(weight) == "opens" and weight.inner == spec.hidden]
     opened = sum(weight.outer for weight in opening)
-    # Eager attention repeats keys and values always, others where rows are padded, but in flash form.
+    # Eager attention repeats keys and values always, others under a mask, but in flash form.
     repeated = way.attention == "eager" or (way.masked and way.attention != "flash_attention_2")
     # A single head of keys is seen by all queries as it is; others are copied for those that share them.
     if repeated and spec.key_value * spec.heads > output > spec.key_value:

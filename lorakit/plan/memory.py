@@ -125,7 +125,7 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
         # While weights are read, the file's pages are resident too: as many as the model has numbers, in 16 bits.
         moments.append(replace(always, moment="loading", adapter=0, optimizer=0, buffers=2 * spec.parameters))
         # The loss is tried on two short rows, against the model's own logits.
-        tried, _ = saved_activations(spec, adapted, replace(training, masked=True))
+        tried, _ = saved_activations(spec, adapted, training)
         saved = round(_HOLES * tried.of(2, _TRIED_TOKENS // 2))
         logits = _TRIED_TOKENS * spec.vocabulary * (2 * width + 8)
         moments.append(replace(always, moment="trying the loss", optimizer=0, activations=saved, logits=logits))
@@ -289,7 +289,7 @@ class SizedRun:
             double_quant=recipe.model.double_quant,
             attention=recipe.model.attention,
             checkpointing=checkpointing,
-            masked=not (packed and flash) and (packed or rows > 1),
+            masked=packed and not flash,
             dropout=recipe.adapter.dropout,
             optimizer=recipe.train.optimizer,
             accumulates=rows < self.rows,

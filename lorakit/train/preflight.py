@@ -1,7 +1,7 @@
 """What is tried before a run: its loss on two rows, its longest micro-batch, and room for the optimizer's states."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -164,7 +164,7 @@ def _trained(model: Any) -> list[Any]:
 def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> None:
     """Check on two short rows that the loss is that of the model's full logits: families differ in head and body. All
     processes make the same passes, through `run`."""
-    rows = [_excerpt(row) for row in sorted(prepared.train.rows, key=lambda row: len(row["input_ids"]))[:2]]
+    rows = _two_rows(prepared.train.rows)
     device, pad = next(model.parameters()).device, pad_token_id(prepared.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad).items()}
     name, dtype = prepared.base.name, prepared.recipe.model.dtype
@@ -203,6 +203,15 @@ def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> None:
             f"{name}: the loss at supervised positions is not what this architecture's own logits give. lorakit does "
             "not train it wrongly: please report the model."
         )
+
+
+def _two_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two short rows of different lengths, so that one is padded."""
+    two = [_excerpt(row) for row in sorted(rows, key=lambda row: len(row["input_ids"]))[:2]]
+    first, last = two[0], two[-1]
+    if len(first["input_ids"]) == len(last["input_ids"]):
+        last = {**last, **{name: last[name][:-1] for name in ("input_ids", "labels")}}
+    return [first, last]
 
 
 def _excerpt(row: dict[str, Any]) -> dict[str, Any]:
