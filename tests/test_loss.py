@@ -70,12 +70,16 @@ def gradients(model) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("head", ["trained", "frozen"])
 @pytest.mark.parametrize("chunk", [1 << 25, 3 * VOCABULARY], ids=["whole", "chunked"])
 @pytest.mark.parametrize("shared", [2, 14], ids=["apart", "shared-beginning"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradients_are_the_models_own(family, shared, chunk, monkeypatch):
+def test_loss_and_gradients_are_the_models_own(family, shared, chunk, head, monkeypatch):
     monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk)
     model, rows = tiny(family), batch(shared)
+    if head == "frozen":
+        for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            weight.requires_grad_(False)
     total, count = supervised_loss(model, **rows)
     total.backward()
     ours = gradients(model)

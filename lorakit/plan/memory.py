@@ -29,8 +29,8 @@ from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Model, Recipe
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Logits that are held at once: lorakit/model/loss.py works through more of them in chunks, and computes the head again
-# in the backward pass.
+# Logits that are held at once: lorakit/model/loss.py works through more of them in chunks, and computes a head that is
+# trained again in the backward pass.
 CHUNK_LOGITS = 1 << 25
 # bitsandbytes keeps a float32 for every 256 numbers of each of AdamW's two states in 8 bits.
 _STATE_8_BIT = 1 + 4 / 256
@@ -184,11 +184,12 @@ def _saved(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> tupl
 
 
 def _logits(spec: ModelSpec, training: TrainingStep) -> int:
-    """The head at its fullest: logits, their float32 form, and the gradient in both; a soft cap keeps its tanh."""
+    """The head at its fullest: logits, their gradient in float32, and in half precision a copy in each type beside it;
+    a soft cap keeps its tanh. Of the hidden states the trained ones, and their gradient."""
     width = DTYPE_BYTES[training.dtype]
     positions = min(training.trained, max(1, CHUNK_LOGITS // spec.vocabulary))
     each = (12 if width < 4 else 8) + width * spec.logits_capped
-    return training.trained * spec.hidden * width + positions * spec.vocabulary * each
+    return 2 * training.trained * spec.hidden * width + positions * spec.vocabulary * each
 
 
 def evaluation_memory(run: "SizedRun", longest: int, machine: Machine) -> int:

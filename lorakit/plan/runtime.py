@@ -116,7 +116,7 @@ def flops_by_part(work: Workload) -> dict[str, float]:
     again, back = work.forwards - 1, work.layers_back / work.layers
     twice = work.dora.numbers if work.dora and work.dora.dropout else 0
     logits = work.trained_tokens / max(work.micro_batches, 1) * work.head / work.hidden
-    head_again = 2 if logits > CHUNK_LOGITS else 0
+    head_again = 2 if work.trained_head and logits > CHUNK_LOGITS else 0
     held_out = work.held_out_tokens * (work.body + work.adapter) + work.held_out_trained_tokens * work.head
     recomputed = again * (work.tokens * 2 * (back * work.body + work.adapter + twice))
     recomputed += again * 2 * work.square_tokens * back * work.attention + work.trained_tokens * head_again * work.head
