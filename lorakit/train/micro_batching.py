@@ -31,7 +31,6 @@ from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
-from lorakit.model.rms_norm import fused_norms
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -314,5 +313,5 @@ def compute_optimizations(model: Any, dtype: str) -> Iterator[None]:
     # Under autocast the product is computed in half precision anyway: PEFT's copies to float32 would cost memory.
     is_peft = isinstance(model, PeftModel)
     no_casting = disable_input_dtype_casting(model, active=dtype != "float32") if is_peft else nullcontext()
-    with no_casting, release_int8_inputs(model), fused_lora(model), fused_norms(model):
+    with no_casting, release_int8_inputs(model), fused_lora(model):
         yield

@@ -1,0 +1,101 @@
+"""Kernels of a processor, in float32: a model's own operations in fewer passes over memory and with less kept.
+
+A pass over a large tensor costs its reading and writing, and for each new one the system's filling it with zeros. So
+results are written over what nobody reads again. docs/benchmarks.md has what each is worth."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+
+from lorakit.model.kernels import Kernels
+
+
+def cpu_kernels() -> Kernels:
+    """Those of a processor. They compute in float32, outside of autocast."""
+    return Kernels(rms_norm, rotary, swiglu)
+
+
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float, offset: float, rounds_last: bool) -> Tensor:
+    """x (..., width) over its root mean square, times `scale + offset` (width)."""
+    result: Tensor = _RmsNorm.apply(x, scale + offset if offset else scale, epsilon)
+    return result
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys (rows, heads, tokens, size) rotated by halves; cosines and sines are (rows or 1, tokens, size
+    rotated): what is beyond that stays."""
+    return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, both (..., width)."""
+    result: Tensor = _SwiGlu.apply(gate, up)
+    return result
+
+
+class _RmsNorm(torch.autograd.Function):
+    """y = x r w with r = (mean(x^2) + epsilon)^-1/2; its gradient is r (g w) - x r^3 mean(g w x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        inverse = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        of_weight = (gradient * x).mul_(inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        scaled = gradient * weight
+        along = torch.linalg.vecdot(scaled, x).unsqueeze(-1).mul_(inverse**3).div_(-x.shape[-1])
+        return scaled.mul_(inverse).addcmul_(x, along), of_weight, None
+
+
+class _Rotation(torch.autograd.Function):
+    """(a, b) -> (a cos - b sin, b cos + a sin) of the two halves of each head, whose cosines and sines may differ."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        low, high = sin[:, None].chunk(2, dim=-1)
+        return _rotated(x, cos[:, None], low, high, sign=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        low, high = sin[:, None].chunk(2, dim=-1)
+        return _rotated(gradient, cos[:, None], high, low, sign=-1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+    """The halves a and b of x (..., size): (a cos - sign b low, b cos + sign a high)."""
+    size = cos.shape[-1]
+    turned = x[..., :size]
+    rotated = turned * cos
+    (a, b), (first, second) = turned.chunk(2, dim=-1), rotated.chunk(2, dim=-1)
+    first.addcmul_(b, low, value=-sign)
+    second.addcmul_(a, high, value=sign)
+    return rotated if size == x.shape[-1] else torch.cat((rotated, x[..., size:]), dim=-1)
+
+
+class _SwiGlu(torch.autograd.Function):
+    """silu(gate) * up, of which the two inputs are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        of_gate = gradient * up
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+        return of_gate, silu(gate).mul_(gradient)
