@@ -50,11 +50,12 @@ def tiny(family: str):
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def batch(shared: int) -> dict[str, torch.Tensor]:
-    """Three rows of different lengths whose first `shared` tokens are the same; some later ones are trained."""
+def batch(shared: int, times: int = 1) -> dict[str, torch.Tensor]:
+    """Three rows of different lengths, or several times as many, whose first `shared` tokens are the same; some later
+    ones are trained."""
     generator = torch.Generator().manual_seed(1)
     rows = []
-    for length in (22, 18, 21):
+    for length in (22, 18, 21) * times:
         ids = torch.randint(3, VOCABULARY, (length,), generator=generator)
         ids[:shared] = torch.arange(3, 3 + shared)
         labels = ids.clone()
@@ -126,6 +127,27 @@ def test_a_shared_beginning_is_computed_once_and_only_where_that_is_exact():
     assert body_output(tiny("Llama"), **batch(2))[1] == 0
     single = {name: tensor[:1] for name, tensor in rows.items()}
     assert body_output(tiny("Llama"), **single)[1] == 0
+
+
+@pytest.mark.parametrize("word", ["nf4", "q8"])
+def test_a_beginning_that_quantized_rows_share_is_computed_once_where_it_saves_enough(word, tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    torch.manual_seed(0)
+    options = {"load_in_8bit": True} if word == "q8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    tiny("Llama").save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(**options, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float32).train()
+    rows, many = batch(14), batch(14, times=4)
+    assert body_output(model, **rows)[1] == 0
+    assert body_output(model, **many)[1] == 14
+    apart, count = supervised_loss(model, **{name: tensor[:1] for name, tensor in many.items()})
+    for row in range(1, 12):
+        one, tokens = supervised_loss(model, **{name: tensor[row : row + 1] for name, tensor in many.items()})
+        apart, count = apart + one, count + tokens
+    total, together = supervised_loss(model, **many)
+    assert together == count
+    assert float(total.detach()) == pytest.approx(float(apart.detach()), rel=1e-5)
 
 
 def test_the_state_that_predicts_the_first_trained_token_is_not_shared_away():

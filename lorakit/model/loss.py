@@ -25,6 +25,9 @@ _WORTHWHILE = 12  # tokens: a shorter beginning is not worth a second pass over 
 # What attends to a shared beginning needs a mask, and so computes pairs that nobody sees: for R of a row's T tokens as
 # much as R T / (this x hidden width) tokens cost in all other operations (measured on a processor, T 110 to 1,000).
 _MASK_COST = 6
+# Dequantizing a weight once more takes a processor as long as its product with 40 to 80 tokens (measured, widths 576 to
+# 2,048, NF4): less than so many tokens saved are not worth it.
+_DEQUANTIZING_COST = 128
 
 
 def causal_of(model: Any) -> Any:
@@ -61,7 +64,7 @@ def body_output(
     tokens = input_ids.shape[1]
     differing = _first_of((input_ids != input_ids[:1]) | (attention_mask == 0), tokens)
     shared = min(differing, _first_of(labels != IGNORED, tokens) - 1)
-    if len(input_ids) > 1 and _saves(causal, shared, tokens) and not once and _may_share(causal):
+    if not once and _saves(causal, len(input_ids), shared, tokens) and _may_share(causal):
         cache = DynamicCache(config=causal.config.get_text_config())
         if all(type(layer) is DynamicLayer for layer in cache.layers):
             body(input_ids=input_ids[:1, :shared], past_key_values=cache, use_cache=True)
@@ -76,16 +79,20 @@ def _first_of(where: Tensor, otherwise: int) -> int:
     return int(columns.int().argmax()) if bool(columns.any()) else otherwise
 
 
-def _saves(causal: Any, shared: int, tokens: int) -> bool:
-    """Whether computing so many of so many tokens once saves more than attending to them costs."""
+def _saves(causal: Any, rows: int, shared: int, tokens: int) -> bool:
+    """Whether computing so many of so many tokens once saves more than attending to them, and another pass over the
+    weights, cost."""
+    saved = (rows - 1) * shared if causal.device.type == "cpu" else 0
+    # On a GPU it takes as long as many more tokens; and int8 layers there round what they are given by all of it.
+    if getattr(causal, "is_quantized", False) and saved < _DEQUANTIZING_COST:
+        return False
     mask = (tokens - shared) * tokens // (_MASK_COST * causal.config.get_text_config().hidden_size)
-    return shared >= max(_WORTHWHILE, mask)
+    return rows > 1 and shared >= max(_WORTHWHILE, mask)
 
 
 def _may_share(causal: Any) -> bool:
-    """Not where each row gets its own dropout, activations are recomputed, or attention is not one of the plain two;
-    nor where the weights are dequantized in each pass, which costs more than the tokens saved."""
-    if causal.config._attn_implementation not in ("eager", "sdpa") or getattr(causal, "is_quantized", False):
+    """Not where each row gets its own dropout, activations are recomputed, or attention is not one of the plain two."""
+    if causal.config._attn_implementation not in ("eager", "sdpa"):
         return False
     return not any(
         getattr(module, "gradient_checkpointing", False) or (isinstance(module, torch.nn.Dropout) and module.p > 0)
