@@ -97,7 +97,7 @@ def _expanded_keys(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep)
 # mask; torch.nn.functional.gelu; several micro-batches a step; the bitsandbytes of their time.
 _LITGPT = Tool(
     training={"trained_width": 2, "accumulates": True, "masked": False},
-    way={"plain_half": True, "dropout": 0.05},
+    way={"plain_half": True, "written_out": True, "dropout": 0.05},
     head=_fabric_chunks,
     block=_litgpt_block,
     four_bit_inputs=True,
@@ -114,11 +114,11 @@ TOOLS = {
     "litgpt config_hub": replace(_LITGPT, inputs_twice=True),
     # method_comparison/MetaMathQA (default_training_params.json, run.py): bfloat16 without autocast, the adapter in
     # float32 (autocast_adapter_dtype), so that each adapted layer copies its input; full fine-tuning in bfloat16.
-    "peft": Tool(way={"plain_half": True, "copies": True}, head=_all_logits),
+    "peft": Tool(way={"plain_half": True, "written_out": True, "copies": True}, head=_all_logits),
     # fitcheck 0.3.1, scripts/measure.py: float16 without autocast, the adapter in float32, no padding.
     "fitcheck float16": Tool(
         training={"dtype": "float16", "masked": False},
-        way={"plain_half": True, "copies": True},
+        way={"plain_half": True, "written_out": True, "copies": True},
         head=_all_logits_held,
         block=_expanded_keys,
     ),
@@ -126,14 +126,14 @@ TOOLS = {
     # hidden states.
     "fitcheck nf4": Tool(
         training={"dtype": "float32", "masked": False},
-        way={"plain_half": True},
+        way={"plain_half": True, "written_out": True},
         head=_all_logits_held,
         block=_expanded_keys,
     ),
     # examples/*.yaml: adamw_bnb_8bit, cut cross-entropy, bf16 autocast, flash attention over packed rows.
-    "axolotl": Tool(training={"optimizer": "adamw-8bit"}, head=_no_logits),
+    "axolotl": Tool(training={"optimizer": "adamw-8bit"}, way={"written_out": True}, head=_no_logits),
     # arXiv 2305.14314: paged AdamW, all logits.
-    "QLoRA": Tool(training={"optimizer": "paged-adamw"}, head=_all_logits),
+    "QLoRA": Tool(training={"optimizer": "paged-adamw"}, way={"written_out": True}, head=_all_logits),
     "": Tool(),
 }
 

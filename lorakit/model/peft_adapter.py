@@ -166,8 +166,11 @@ def _unfreeze(model: Any, settings: Adapter, targets: Targets) -> Any:
 
 
 def _in_float32(model: Any) -> Any:
-    """Weights that are trained are held in float32: half precision loses small steps."""
-    for parameter in model.parameters():
+    """Weights that are trained are held in float32: half precision loses small steps. The rank that AdaLoRA's layers
+    divide by is none of them, though PEFT lets it be trained where the base is in half precision."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model

@@ -43,10 +43,12 @@ class TrainingStep:
     kernels: bool = False  # Liger-Kernel's, which keep a norm's input as it is, and of a gate what goes in
     collectives: int = 0  # bytes that the library by which they talk takes on a device
     # What other software does: no autocast over an adapter in float32; every frozen linear layer keeps its input too,
-    # as int8 ones do; each adapted layer copies its input to float32, as PEFT's own does outside of autocast.
+    # as int8 ones do; each adapted layer copies its input to float32, as PEFT's own does outside of autocast; adapters
+    # are written out in torch, as PEFT's own are, so that autograd keeps A x, and what dropout leaves of each input.
     plain_half: bool = False
     keeps_inputs: bool = False
     copies: bool = False
+    written_out: bool = False
 
     @property
     def width(self) -> int:
@@ -163,7 +165,9 @@ def _inputs(spec: ModelSpec, halves: list[list[WeightSpec]], adapted: TrainableP
 
 def _keeps_input(weight: WeightSpec, adapted: TrainableParams, way: TrainingStep) -> bool:
     own = weight.path in adapted.ranks
-    alone = own and (way.dropout > 0 or way.copies)  # it then keeps a copy of its own, counted with the adapter
+    alone = own and (
+        (way.written_out and way.dropout > 0) or way.copies
+    )  # it then keeps a copy of its own, counted with the adapter
     return (own and not alone) or adapted.full_fine_tuning or (way.keeps_inputs and not weight.fused)
 
 
@@ -204,10 +208,13 @@ def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: Trainable
 
 
 def _adapter(weight: WeightSpec, adapted: TrainableParams, way: TrainingStep) -> float:
-    """What an adapter keeps besides the input of its layer."""
+    """What an adapter keeps besides the input of its layer: in lorakit's own function the mask of dropout, and of DoRA
+    W x (lorakit/model/lora_function.py, dora.py)."""
     rank = adapted.ranks.get(weight.path, 0)
     if not rank:
         return 0.0
+    if not way.written_out:
+        return float(weight.inner * (way.dropout > 0 and not weight.fused) + weight.outer * way.width * adapted.dora)
     total = float(way.width * rank)
     if way.dropout > 0:
         total += weight.inner * (way.width + (1 if way.on_gpu else way.width))

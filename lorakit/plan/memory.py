@@ -32,6 +32,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Logits that are held at once: lorakit/model/loss.py works through more of them in chunks, and computes a head that is
 # trained again in the backward pass.
 CHUNK_LOGITS = 1 << 25
+# Numbers of W + B A that DoRA's norm builds at once (lorakit/model/dora.py).
+DORA_ROWS = 1 << 22
 # bitsandbytes keeps a float32 for every 256 numbers of each of AdamW's two states in 8 bits.
 _STATE_8_BIT = 1 + 4 / 256
 # A CUDA context with cuBLAS' workspace; cards differ between 0.3 and 1.3 GB.
@@ -110,10 +112,13 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
     always = _always(spec, adapted, training)
     saved, block, attention = _saved(spec, adapted, training)
     gradients, width = adapted.trained * training.trained_width, DTYPE_BYTES[training.dtype]
-    # Of the largest weight what is made for one product and dropped again: dequantized, and PEFT's B A and its norm.
-    made = width if training.quantization != "none" else 0
-    made += 8 if adapted.dora and width < 4 else 0
-    buffers = always.buffers + max((weight.size for weight in spec.quantizable), default=0) * made
+    # Of the largest weight what is made for one product and dropped again: dequantized, and for DoRA's norm some rows
+    # of W + B A in float32, or as PEFT has it B A and the sum.
+    largest = max((weight.size for weight in spec.quantizable), default=0)
+    made = largest * (width if training.quantization != "none" else 0)
+    if adapted.dora and (width < 4 or training.on_gpu):
+        made += 8 * largest if training.written_out else 4 * min(largest, DORA_ROWS)
+    buffers = always.buffers + made
     accumulated = gradients if training.accumulates or not adapted.full_fine_tuning else 0
     at_loss = replace(always, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=buffers)

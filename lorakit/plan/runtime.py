@@ -27,13 +27,10 @@ _ADAPTER_HIDDEN_ACCESSES, _ADAPTER_WIDTH_ACCESSES = 12, 3
 _BACKWARD = 2  # the backward pass moves about twice what the forward pass does
 # Kernels a layer and pass forward: the block's own, those of an adapter on each linear layer, and of dequantizing.
 _KERNELS, _ADAPTER_KERNELS, _QUANTIZED_KERNELS = 80, 35, 85
-# DoRA's bytes, operation by operation. PEFT makes an identity in float32 and rounds it (10 bytes a number), and of each
-# weight makes B A, its cast, W's cast, the scaled product, the sum and the norm (38); lorakit nothing of that size.
-_IDENTITY_BYTES, _BUILT_BYTES = 10, 38
-# Its outputs, forward, beside what an adapter's scaled and added output takes: bytes a number, built and not; backward
-# twice and three times that. Kernels a layer for the norm, and for the outputs forward.
-_BUILT_OUTPUT_BYTES, _OUTPUT_BYTES = 38, 8
-_OUTPUT_BACKWARD = 3
+# DoRA's norms where rows of W + s B A are built: bytes a number of the weight read and written, in float32 but for W.
+_NORM_BYTES = 18
+# Its outputs beside what an adapter's added output takes: numbers read and written forward, and backward times that.
+_OUTPUT_ACCESSES, _OUTPUT_BACKWARD = 2, 3
 _NORM_KERNELS, _OUTPUT_KERNELS = 10, 6
 # Bytes that dequantizing one weight reads and writes: 4 bits with their scale, or 8; two bytes out.
 _DEQUANTIZED_BYTES = {"nf4": 2.56, "q4": 2.56, "q8": 3.0}
@@ -50,13 +47,12 @@ LOW, HIGH = 0.6, 1.7
 
 @dataclass(frozen=True)
 class DoraWorkload:
-    """What DoRA adds to a LoRA: the norm of each row of W + s B A, and outputs that are scaled by it. In float32
-    lorakit takes the norm from W A^T (lorakit/model/fused_lora.py), once a micro-batch. Under autocast PEFT's own
-    forward runs (peft/tuners/lora/dora.py), which builds B A of an identity, and the sum with W, in each forward
-    pass. With dropout it multiplies a token with W twice: of what went in and of what was left."""
+    """What DoRA adds to a LoRA (lorakit/model/dora.py): the norm of each row of W + s B A, once a micro-batch, and
+    outputs that are scaled by it. In float32 on a processor the norm follows from W A^T; elsewhere rows of the sum are
+    built. With dropout a token is multiplied with W twice: of what went in and of what was left."""
 
     layers: list[tuple[int, int, int]]  # rank, and features that go in and come out, of each adapted layer
-    built: bool  # whether B A and the sum are built, PEFT's way
+    built: bool  # whether rows of the sum are built
     dropout: bool
 
     @property
@@ -177,7 +173,7 @@ def run_workload(
         hidden=spec.hidden,
         trained_body=trained_body,
         trained_head=adapted.full_fine_tuning and adapted.whole == spec.parameters,
-        dora=DoraWorkload(layers, built=width < 4, dropout=recipe.adapter.dropout > 0) if adapted.dora else None,
+        dora=DoraWorkload(layers, width < 4 or load.on_gpu, recipe.adapter.dropout > 0) if adapted.dora else None,
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
     )
@@ -253,28 +249,19 @@ def _traffic(work: Workload, rates: Throughput) -> float:
     forward = work.layers * plain + work.layers_adapted * adapter
     back = work.layers_back * plain + work.layers_adapted * adapter
     numbers = (work.tokens + work.held_out_tokens) * forward + work.tokens * (work.forwards - 1 + _BACKWARD) * back
-    scaled = 0
     if work.dora:
-        each, backward = (_BUILT_OUTPUT_BYTES, _BACKWARD) if work.dora.built else (_OUTPUT_BYTES, _OUTPUT_BACKWARD)
-        outputs = sum(outer for _, _, outer in work.dora.layers)
-        scaled = outputs * each * (work.tokens * (work.forwards + backward) + work.held_out_tokens)
-    return (numbers * rates.number_bytes + scaled) / rates.bandwidth
+        outputs = sum(outer for _, _, outer in work.dora.layers) * _OUTPUT_ACCESSES
+        numbers += outputs * (work.tokens * (work.forwards + _OUTPUT_BACKWARD) + work.held_out_tokens)
+    return numbers * rates.number_bytes / rates.bandwidth
 
 
 def _dora_norms(work: Workload, rates: Throughput) -> float:
-    """Taking the norms of DoRA's weights: in each pass where they are built, else once, until the adapter changes."""
+    """Taking the norms of DoRA's weights, once a micro-batch: with gradient checkpointing too."""
     if not work.dora:
         return 0.0
-    dora, built = work.dora, work.dora.built
-    # PEFT multiplies an identity with A and then with B: in x rank x (in + out); the factored norm W with A's rows.
-    norm = sum(rank * inner * (outer + built * inner) for rank, inner, outer in dora.layers)
-    once = 2 * norm / rates.compute
-    if not built:
-        return work.micro_batches * once
-    moved = float(dora.numbers * _BUILT_BYTES + sum(inner**2 for _, inner, _ in dora.layers) * _IDENTITY_BYTES)
-    if work.weight_numbers:  # PEFT dequantizes the weight once more for its norm
-        moved += dora.numbers * _DEQUANTIZED_BYTES[work.quantization] / _DEQUANTIZING_SHARE
-    return work.micro_batches * work.forwards * (once + moved / rates.bandwidth)
+    products = sum(rank * inner * outer for rank, inner, outer in work.dora.layers)
+    moved = work.dora.numbers * _NORM_BYTES if work.dora.built else 0
+    return work.micro_batches * (2 * products / rates.compute + moved / rates.bandwidth)
 
 
 def _starting(work: Workload, rates: Throughput) -> float:
@@ -283,6 +270,5 @@ def _starting(work: Workload, rates: Throughput) -> float:
     back = work.forwards - 1 + _BACKWARD
     kernels = plain * (work.layers + work.layers_back * back) + _ADAPTER_KERNELS * work.layers_adapted * (1 + back)
     if work.dora:
-        norms = work.forwards if work.dora.built else 1
-        kernels += len(work.dora.layers) * (_NORM_KERNELS * norms + _OUTPUT_KERNELS * (1 + back))
+        kernels += len(work.dora.layers) * (_NORM_KERNELS + _OUTPUT_KERNELS * (1 + back))
     return work.micro_batches * kernels * rates.start

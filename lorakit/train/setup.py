@@ -17,6 +17,7 @@ from lorakit.distributed.processes import together
 from lorakit.model import load
 from lorakit.model.adapters import InitContext, RankScheduler
 from lorakit.model.adapters.weight_init import signal_to_noise_ratios
+from lorakit.model.fused_lora import describe_unfused
 from lorakit.model.peft_adapter import attach_adapter, continue_adapter, count_parameters, rebuild_adapter
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.spec_from_meta import spec_from_meta
@@ -146,6 +147,8 @@ def _report_adapter(model: Any, settings: Adapter, progress: Progress) -> None:
     sizes = [(layer.r["default"], layer.in_features, layer.out_features) for layer in layers if layer.in_features]
     if tight := sum(rank > min(inner, outer) for rank, inner, outer in sizes):
         progress.warn(f"adapter.rank: {tight} modules have fewer rows or columns than their rank: the rest is wasted")
+    if unfused := describe_unfused(model):
+        progress.say(unfused)
 
 
 def _init_context(prepared: Prepared, progress: Progress) -> InitContext:
