@@ -2,16 +2,18 @@
 
 import time
 from collections import Counter
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 
 from lorakit.data.batches import collate, draws, epoch_batches, split_batch
+from lorakit.data.micro_batches import cut_micro_batches, fill_micro_batches, padded_tokens
 from lorakit.data.mixture import Mixture
 from lorakit.errors import UserError
 from lorakit.train.arguments import StepBatchSampler
-from lorakit.train.micro_batching import BatchLayout, count_trained_tokens
+from lorakit.train.batch_layout import BatchLayout, count_trained_tokens
 
 LENGTHS = [(7 * i) % 53 + 3 for i in range(150)]
 
@@ -55,20 +57,38 @@ def made_rows(*lengths):
 
 def test_a_micro_batch_is_rows_or_packs_and_knows_where_they_come_from():
     rows = made_rows(6, 4, 3, 3)
-    alone, packing = BatchLayout(pad_token_id=0), BatchLayout(pad_token_id=0, pack_length=7)
+    alone, packing = BatchLayout(pad_token_id=0, longest=6), BatchLayout(pad_token_id=0, longest=7, packs=True)
     assert [len(pack) for pack in alone.pack(rows)] == [1, 1, 1, 1]
     first = alone.collate(alone.pack(rows)[:2])
-    assert first["input_ids"].shape == (2, 6) and first["where"] == ["row 6", "row 4"]
+    assert first.tensors["input_ids"].shape == (2, 6) and [row["where"] for row in first.rows] == ["row 6", "row 4"]
     packs = packing.pack(rows)
     assert [[len(row["input_ids"]) for row in pack] for pack in packs] == [[6], [4, 3], [3]]
     packed = packing.collate(packs[:2])
-    assert packed["input_ids"].shape == (2, 7) and packed["where"] == ["row 6", "row 4", "row 3"]
+    assert packed.tensors["input_ids"].shape == (2, 7)
+    assert [row["where"] for row in packed.rows] == ["row 6", "row 4", "row 3"]
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_micro_batches_are_the_fewest_that_the_room_allows_and_as_even_as_they_can_be(end_to_end):
+    generator = Random(3)
+    for _ in range(200):
+        lengths = sorted((generator.randint(1, 90) for _ in range(generator.randint(1, 30))), reverse=True)
+        budget = generator.randint(20, 400)
+        parts = cut_micro_batches(lengths, budget, end_to_end)
+        assert [at for part in parts for at in range(part.start, part.stop)] == list(range(len(lengths)))
+        taken = [padded_tokens(lengths[part], end_to_end) for part in parts]
+        assert all(tokens <= budget or part.stop - part.start == 1 for part, tokens in zip(parts, taken, strict=True))
+        full = fill_micro_batches(lengths, budget, end_to_end)
+        assert len(parts) == len(full)
+        assert max(taken) <= max(padded_tokens(lengths[part], end_to_end) for part in full)
+    assert cut_micro_batches([10] * 16, 90) == [slice(0, 8), slice(8, 16)]
+    assert cut_micro_batches([40, 20, 10, 10, 10, 10], 40) == [slice(0, 1), slice(1, 3), slice(3, 6)]
 
 
 def test_trained_tokens_are_those_that_the_laid_out_rows_train():
     rows = [{**row, "labels": row["input_ids"]} for row in made_rows(6, 4, 1)]  # a first token has nothing before it
-    for layout in (BatchLayout(pad_token_id=0), BatchLayout(pad_token_id=0, pack_length=7)):
-        labels = layout.collate(layout.pack(rows))["labels"]
+    for layout in (BatchLayout(pad_token_id=0, longest=6), BatchLayout(pad_token_id=0, longest=7, packs=True)):
+        labels = layout.collate(layout.pack(rows)).tensors["labels"]
         assert count_trained_tokens(rows) == int((labels[:, 1:] != -100).sum()) == 8
 
 

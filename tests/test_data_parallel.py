@@ -126,10 +126,10 @@ def _runs_short(path, folder):
     """Memory runs out on the second process, for more than two rows at once."""
     run_micro_batch = MicroBatchRunner.run_micro_batch
 
-    def short(self, packs, tokens, step):
-        if rank() == 1 and step == 3 and len(packs) > 2:
+    def short(self, batch, tokens, step):
+        if rank() == 1 and step == 3 and len(batch.packs) > 2:
             raise torch.OutOfMemoryError("there is no more")
-        return run_micro_batch(self, packs, tokens, step)
+        return run_micro_batch(self, batch, tokens, step)
 
     MicroBatchRunner.run_micro_batch = short
     return train_here(path, folder)
@@ -148,13 +148,13 @@ def test_memory_that_runs_out_on_one_process_makes_all_go_on_with_less(recipe_fi
 def _fails(path, folder, error):
     run_micro_batch = MicroBatchRunner.run_micro_batch
 
-    def failing(self, packs, tokens, step):
+    def failing(self, batch, tokens, step):
         if rank() == 1 and step == 6:
             if error is not None:
                 raise error
             for weight in self.model.parameters():
                 weight.data.fill_(float("nan"))
-        return run_micro_batch(self, packs, tokens, step)
+        return run_micro_batch(self, batch, tokens, step)
 
     MicroBatchRunner.run_micro_batch = failing
     return train_here(path, folder)

@@ -23,7 +23,8 @@ from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.run_dir import Run
-from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens
+from lorakit.train.batch_layout import count_trained_tokens
+from lorakit.train.micro_batching import MicroBatchRunner
 from lorakit.train.preflight import probe_longest, state_bytes
 from lorakit.train.setup import set_up_training
 from lorakit.train.trainer import TrainingCallback
@@ -194,10 +195,10 @@ def _runs_short(path, folder, resume):
     """Memory runs out on the second process, for more than two rows at once."""
     run_micro_batch = MicroBatchRunner.run_micro_batch
 
-    def short(self, packs, tokens, step):
-        if rank() == 1 and step == 5 and len(packs) > 2:
+    def short(self, batch, tokens, step):
+        if rank() == 1 and step == 5 and len(batch.packs) > 2:
             raise torch.OutOfMemoryError("there is no more")
-        return run_micro_batch(self, packs, tokens, step)
+        return run_micro_batch(self, batch, tokens, step)
 
     MicroBatchRunner.run_micro_batch = short
     return train_here(path, folder, (FSDP,), resume)
@@ -221,7 +222,7 @@ def test_memory_that_runs_out_ends_the_run_which_goes_on_with_less_when_it_is_re
 def _fails(path, folder, error):
     run_micro_batch = MicroBatchRunner.run_micro_batch
 
-    def failing(self, packs, tokens, step):
+    def failing(self, batch, tokens, step):
         if rank() == 1 and step == 6:
             if error == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -229,7 +230,7 @@ def _fails(path, folder, error):
                 raise ValueError(error)
             for weight in self.model.parameters():
                 weight.data.fill_(float("nan"))
-        return run_micro_batch(self, packs, tokens, step)
+        return run_micro_batch(self, batch, tokens, step)
 
     MicroBatchRunner.run_micro_batch = failing
     return train_here(path, folder, (FSDP,))

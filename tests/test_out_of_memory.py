@@ -17,6 +17,7 @@ from lorakit.hardware.memory import OutOfMemory, is_out_of_memory, within_memory
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run
 from lorakit.train import micro_batching
+from lorakit.train.batch_layout import BatchLayout
 from lorakit.train.checkpoint import resumed_recipe
 from lorakit.train.gradient_checkpointing import uses_gradient_checkpointing
 from lorakit.train.preflight import states_do_not_fit
@@ -32,7 +33,8 @@ ERRORS = [
 
 @dataclass
 class Small:
-    """A device on which a pass with more than `rows` rows runs out of memory, once `passes_before` of them are done."""
+    """A device on which a pass with more tokens than `rows` of the longest rows have runs out of memory, once
+    `passes_before` of them are done."""
 
     rows: float
     passes_before: int = 0
@@ -41,11 +43,11 @@ class Small:
     """The rows that fit where activations are computed again."""
 
     def __post_init__(self) -> None:
-        self.done, self.failed, self.held = 0, 0, []
+        self.done, self.failed, self.held, self.longest = 0, 0, [], 0
 
-    def check(self, model, rows: int) -> None:
+    def check(self, model, tokens: int) -> None:
         most = max(self.recomputed, self.rows) if uses_gradient_checkpointing(model) else self.rows
-        if rows > most and self.done >= self.passes_before:
+        if tokens > most * self.longest and self.done >= self.passes_before:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -62,17 +64,22 @@ def small_memory(monkeypatch):
                 return real(model, input_ids, *arguments)
             assert all(reference() is None for reference in small.held), "the failed pass is still held"
             if not small.backward:
-                small.check(model, len(input_ids))
+                small.check(model, input_ids.numel())
             total, count = real(model, input_ids, *arguments)
             if small.backward:
                 failing = total * 1.0
                 small.held = [weakref.ref(failing)]
-                failing.register_hook(lambda _: small.check(model, len(input_ids)))
+                failing.register_hook(lambda _: small.check(model, input_ids.numel()))
                 total = failing
             small.done += 1
             return total, count
 
+        def noted(*arguments, longest, **named):
+            small.longest = longest
+            return BatchLayout(*arguments, longest=longest, **named)
+
         monkeypatch.setattr(micro_batching, "supervised_loss", limited)
+        monkeypatch.setattr(micro_batching, "BatchLayout", noted)
         return small
 
     return put

@@ -29,7 +29,7 @@ def counted(
         train=Train(batch_size=rows),
     )
     facts = find_model_info(base, "main")
-    return run_workload(size_run(recipe, facts, facts.spec, False), rows, checkpointing, length=length, trained=1.0)
+    return run_workload(size_run(recipe, facts, facts.spec, False), 1, checkpointing, length=length, trained=1.0)
 
 
 def times_lora(adapter: dict, checkpointing: bool = False, **given) -> float:

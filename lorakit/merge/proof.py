@@ -17,7 +17,8 @@ from lorakit.data.batches import collate
 from lorakit.distributed.processes import gather, on_first, together
 from lorakit.distributed.sharing import own_share
 from lorakit.errors import UserError
-from lorakit.model.loss import IGNORED, body_of, causal_of, head_logits
+from lorakit.model.loss import body_of, causal_of, head_logits
+from lorakit.model.trained_tokens import IGNORED
 from lorakit.progress import Progress
 
 Row = dict[str, Any]

@@ -18,8 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lorakit.distributed.processes import largest
-
-IGNORED = -100  # torch's ignore_index: the label of a token that is not trained
+from lorakit.model.trained_tokens import TrainedTokens, find_trained_tokens
 
 _WORTHWHILE = 12  # tokens: a shorter beginning is not worth a second pass over the layers
 # What attends to a shared beginning needs a mask, and so computes pairs that nobody sees: for R of a row's T tokens as
@@ -50,20 +49,20 @@ def body_output(
     labels: Tensor,
     position_ids: Tensor | None = None,
     once: bool = False,
+    trained: TrainedTokens | None = None,
 ) -> tuple[Any, int]:
     """What the model's body gives for right-padded or packed rows, and how many leading tokens its states leave out.
     The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token. `once`:
-    the body is called once, whatever the rows are.
+    the body is called once, whatever the rows are. `trained`: the trained tokens, where they were found before.
 
     The body gets no mask of right-padded rows: in a causal model no token sees the padding behind it, and without a
     mask attention leaves out the half of all pairs that nobody sees, and keeps nothing for each pair."""
     body = body_of(causal)
     if attention_mask is None:
         return body(input_ids=input_ids, position_ids=position_ids, use_cache=False), 0
-    # Leading tokens that are the same in all rows, before the state that predicts the first trained token.
-    tokens = input_ids.shape[1]
-    differing = _first_of((input_ids != input_ids[:1]) | (attention_mask == 0), tokens)
-    shared = min(differing, _first_of(labels != IGNORED, tokens) - 1)
+    if trained is None:
+        trained = find_trained_tokens(input_ids, attention_mask, labels)
+    shared, tokens = trained.shared, input_ids.shape[1]
     if not once and _saves(causal, len(input_ids), shared, tokens) and _may_share(causal):
         cache = DynamicCache(config=causal.config.get_text_config())
         if all(type(layer) is DynamicLayer for layer in cache.layers):
@@ -72,11 +71,6 @@ def body_output(
             rest = input_ids[:, shared:]
             return body(input_ids=rest, attention_mask=attention_mask, past_key_values=cache, use_cache=True), shared
     return body(input_ids=input_ids, use_cache=False), 0
-
-
-def _first_of(where: Tensor, otherwise: int) -> int:
-    columns = where.any(0)
-    return int(columns.int().argmax()) if bool(columns.any()) else otherwise
 
 
 def _saves(causal: Any, rows: int, shared: int, tokens: int) -> bool:
@@ -115,6 +109,7 @@ def supervised_loss(
     labels: Tensor,
     position_ids: Tensor | None = None,
     once: bool = False,
+    trained: TrainedTokens | None = None,
 ) -> tuple[Tensor, int]:
     """The summed cross-entropy of all trained tokens, in float32, and their number.
 
@@ -122,10 +117,11 @@ def supervised_loss(
     at position t is predicted from what stands before it. `position_ids` (rows, tokens) are those of packed rows,
     beginning anew with each; `attention_mask` is then None. `model` may be a PEFT model. `once`: several processes
     call the layers alike: the body once, so that a beginning that all rows share is computed for each, and the head as
-    often as the one with the most tokens.
+    often as the one with the most tokens. `trained`: the rows' trained tokens, where they were found before: no pass
+    then waits for a device to find them.
     """
     causal = causal_of(model)
-    output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids, once)
+    output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids, once, trained)
     longest = max(1, _CHUNK_LOGITS // causal.config.get_text_config().vocab_size)
     chunks = max(1, -(-len(targets) // longest))
     chunks = largest(chunks) if once else chunks
@@ -149,12 +145,15 @@ def trained_states(
     labels: Tensor,
     position_ids: Tensor | None = None,
     once: bool = False,
+    trained: TrainedTokens | None = None,
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
     """What predicts the trained tokens: the body's output, its states (tokens, width), the tokens, their rows."""
-    output, skipped = body_output(causal, input_ids, attention_mask, labels, position_ids, once)
-    targets = labels[:, 1 + skipped :]
-    trained = targets != IGNORED
-    return output, output.last_hidden_state[:, :-1][trained], targets[trained], trained.nonzero()[:, 0]
+    if trained is None:
+        trained = find_trained_tokens(input_ids, attention_mask, labels)
+    output, skipped = body_output(causal, input_ids, attention_mask, labels, position_ids, once, trained)
+    states = output.last_hidden_state
+    places = trained.rows * states.shape[1] + trained.columns - skipped
+    return output, states.flatten(0, 1).index_select(0, places), trained.targets, trained.rows
 
 
 def _trains_head(causal: Any) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.amounts import counted, gibibytes
+from lorakit.data.micro_batches import cut_micro_batches
 from lorakit.errors import UserError
 from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.gpus import slowest_gpu
@@ -22,6 +23,8 @@ from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.sharding import sharding_conflicts
 
+# The most tokens of a micro-batch on a processor, where more are not faster; None: as many as fit.
+_TOKENS_ON_CPU: int | None = None
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
 # What `auto` takes of `train.sharding`: DeepSpeed, an extra, only where it is asked for.
@@ -235,8 +238,10 @@ def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: f
     # Of a card that is not known, what `lorakit plan --gpu` takes for its memory alone is near enough to compare by.
     card = machine.card or slowest_gpu(machine.memory)
     rates = gpu_throughput(card, run.recipe.model.dtype)
-    once = training_seconds(run_workload(run, plain, False, length=mean), rates).likely
-    twice = training_seconds(run_workload(run, recomputing, True, length=mean), rates).likely
+    once, twice = (
+        training_seconds(run_workload(run, _micro_batches(run, rows, longest, mean), again, length=mean), rates).likely
+        for rows, again in ((plain, False), (recomputing, True))
+    )
     source = "" if machine.card else f" at the rates of the {card.name}, for those of this card are not known"
     words = [f"{counted(plain, 'row')} at once without it", f"{counted(recomputing, 'row')} at once with it"]
     faster, slower = reversed(words) if twice < once else words
@@ -244,18 +249,33 @@ def _choose_checkpointing(run: SizedRun, machine: Machine, longest: int, mean: f
     return twice < once, f"{faster} is planned faster than {slower}: x {factor:.2f}{source}"
 
 
+def _micro_batches(run: SizedRun, rows: int, longest: int, mean: float) -> float:
+    """The micro-batches of a step of rows of average length, with room for so many of the longest."""
+    lengths = [round(mean)] * run.rows
+    return len(cut_micro_batches(lengths, rows * longest)) * run.devices.count
+
+
 def _choose_rows(run: SizedRun, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:
-    """As many rows as fit, in even parts of the batch: 16 rows go as 8 + 8, not as 9 + 7."""
-    budget, most = memory_budget(machine), run.rows
+    """As many of the longest rows as fit, in even parts of the batch: 16 rows go as 8 + 8, not as 9 + 7."""
+    budget, most = memory_budget(machine), _most_rows(run.rows, machine, longest)
     rows = run.largest_micro_batch(longest, checkpointing, most, budget)
     even = math.ceil(most / math.ceil(most / rows)) if rows else 1
     place, need = f"{gibibytes(budget)} of {machine.name}", _takes(run, even, longest, checkpointing)
     if rows == 0:
         return even, f"even {need}, more than {place}: lorakit plan says what would fit"
+    if rows == most < run.rows:
+        return even, f"more than {_TOKENS_ON_CPU:,} tokens at once are not faster on a processor: {need}"
     if rows == most:
         what = "the whole batch" if run.devices.count == 1 else "a device's part of the batch"
         return even, f"{what} fits: {need} of the {place}"
     return even, f"{need}; at most {rows} rows fit into {place}"
+
+
+def _most_rows(rows: int, machine: Machine, longest: int) -> int:
+    """The most of the longest rows that a micro-batch is given room for, though more fit."""
+    if machine.is_gpu or _TOKENS_ON_CPU is None:
+        return rows
+    return min(rows, max(1, _TOKENS_ON_CPU // longest))
 
 
 def _takes(run: SizedRun, rows: int, length: int, checkpointing: bool) -> str:

@@ -3,9 +3,12 @@
 import math
 from dataclasses import dataclass, field, replace
 from random import Random
+from statistics import fmean
 from typing import Any
 
+from lorakit.data.micro_batches import cut_micro_batches, padded_tokens
 from lorakit.data.mixture import Mixture
+from lorakit.distributed.sharing import deal
 from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.machine import Machine, Throughput, throughput_of
 from lorakit.model.spec import ModelSpec
@@ -135,14 +138,15 @@ def plan_run(
     train = settled.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)
-    steps, padding, work = _steps(settled, rows), _padding(settled, rows, micro), None
+    steps, work = _steps(settled, rows), None
+    micro_batches, padding = count_micro_batches(settled, rows, micro, devices.count)
     if steps:
         scored = occurrences(train.eval_every, steps) * rows.held_out * rows.mean if rows.held_out else 0
         shape: dict[str, Any] = {"length": rows.mean, "trained": rows.trained, "steps": steps, "padding": padding}
-        work = run_workload(load, micro, checkpointing, held_out=round(scored), **shape)
+        work = run_workload(load, micro_batches * devices.count, checkpointing, held_out=round(scored), **shape)
     rates = throughput_of(machine, settled.model.dtype) if work else None
-    sent = load.transfers(min(micro, load.rows), rows.longest, checkpointing)
-    computing = time = _computing(work, load, micro, rates) if work and rates else None
+    sent = load.transfers(min(micro, load.rows), rows.longest, checkpointing, micro_batches)
+    computing = time = _computing(work, load, rates) if work and rates else None
     if time and work and devices.link:
         time = seconds_together(time, work, sent, devices.link)
     allowed = memory_budget(machine)
@@ -172,11 +176,11 @@ def plan_run(
     )
 
 
-def _computing(work: Workload, load: SizedRun, micro: int, rates: Throughput) -> EstimateRange:
+def _computing(work: Workload, load: SizedRun, rates: Throughput) -> EstimateRange:
     """Seconds that the busiest device computes. The processes of a processor share its cores."""
     parts = 1 if load.on_gpu else load.devices.count
     own = replace(rates, compute=rates.compute / parts, bandwidth=rates.bandwidth / parts)
-    return training_seconds(workload_of_one(work, load, micro), own)
+    return training_seconds(workload_of_one(work, load), own)
 
 
 def _steps(recipe: Recipe, rows: RowEstimate) -> int | None:
@@ -187,18 +191,25 @@ def _steps(recipe: Recipe, rows: RowEstimate) -> int | None:
     return mixture.run_steps(recipe.train.batch_size, recipe.train.epochs, None)
 
 
-def _padding(recipe: Recipe, rows: RowEstimate, micro: int) -> float:
-    """The share of computed tokens that is padding, with rows batched by length as training batches them."""
-    if recipe.data.packing == "on" or micro == 1 or not rows.lengths:
-        return 0.0
+def count_micro_batches(recipe: Recipe, rows: RowEstimate, micro: int, devices: int = 1) -> tuple[float, float]:
+    """The micro-batches that the busiest device computes in a step, on average, and the share of computed tokens that
+    is padding: steps are put together and cut as training does it, with room for `micro` of the longest rows."""
+    batch, budget = recipe.train.batch_size, micro * max(rows.longest, 1)
+    if recipe.data.packing == "on":  # packs are nearly full
+        return max(1.0, math.ceil(batch / devices) * rows.mean / budget), 0.0
+    if not rows.lengths:
+        return len(cut_micro_batches([rows.longest] * math.ceil(batch / devices), budget)), 0.0
     order = list(rows.lengths)
     Random(0).shuffle(order)
-    pool, computed = _POOL * recipe.train.batch_size, 0
-    for first in range(0, len(order), pool):
-        some = sorted(order[first : first + pool])
-        parts = [some[at : at + micro] for at in range(0, len(some), micro)]
-        computed += sum(len(part) * part[-1] for part in parts)
-    return 1 - sum(order) / computed
+    pool = _POOL * batch
+    pools = [sorted(order[first : first + pool], reverse=True) for first in range(0, len(order), pool)]
+    steps = [some[at : at + batch] for some in pools for at in range(0, len(some), batch)]
+    steps = [step for step in steps if len(step) == batch] or steps
+    shares = [[deal(step, number, devices) for number in range(devices)] for step in steps]
+    cuts = [[(share, cut_micro_batches(share, budget)) for share in step if share] for step in shares]
+    computed = sum(padded_tokens(share[part]) for step in cuts for share, parts in step for part in parts)
+    most = [max(len(parts) for _, parts in step) for step in cuts]
+    return fmean(most), 1 - sum(map(sum, steps)) / computed
 
 
 def full_fine_tuning(

@@ -308,11 +308,15 @@ class SizedRun:
     def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
         return peak_memory(self.spec, self.trainable, self.step(rows, length, checkpointing))
 
-    def transfers(self, micro: int, length: int, checkpointing: bool) -> tuple[Transfer, ...]:
-        """What a device sends in a step, in micro-batches of so many rows."""
+    def transfers(
+        self, micro: int, length: int, checkpointing: bool, micro_batches: float | None = None
+    ) -> tuple[Transfer, ...]:
+        """What a device sends in a step, in micro-batches of at most so many rows of the longest; `micro_batches`: how
+        many there are, where rows are shorter."""
         step = self.step(micro, length, checkpointing)
         parts = _weight_parts(self.spec, self.trainable, step)
-        return transfers(parts, self.spec.layers, self.trainable, step, math.ceil(self.rows / micro))
+        count = math.ceil(self.rows / micro) if micro_batches is None else micro_batches
+        return transfers(parts, self.spec.layers, self.trainable, step, count)
 
     def largest_micro_batch(self, length: int, checkpointing: bool, most: int, budget: int) -> int:
         """The most rows, up to `most`, that fit into so many bytes; 0 where not even one row does."""

@@ -130,7 +130,7 @@ def flops_by_part(work: Workload) -> dict[str, float]:
 
 def run_workload(
     load: SizedRun,
-    micro: int,
+    micro_batches: float,
     checkpointing: bool,
     *,
     length: float,
@@ -139,9 +139,9 @@ def run_workload(
     padding: float = 0.0,
     held_out: int = 0,
 ) -> Workload:
-    """A run of so many steps in the numbers that its time hangs on: micro-batches of `micro` rows, of `length` tokens
-    on average, of which the share `trained` has a loss. `padding`: the share of computed tokens that are none of a row;
-    `held_out`: tokens that are scored over the whole run."""
+    """A run of so many steps in the numbers that its time hangs on: each in so many micro-batches, on average, of rows
+    of `length` tokens on average, of which the share `trained` has a loss. `padding`: the share of computed tokens that
+    are none of a row; `held_out`: tokens that are scored over the whole run."""
     recipe, spec, adapted = load.recipe, load.spec, load.trainable
     examples = steps * recipe.train.batch_size
     numbers = sum(weight.size for weight in spec.quantizable) if load.quantization != "none" else 0
@@ -154,7 +154,7 @@ def run_workload(
         trained_body = round(spec.active_numbers * min(1.0, adapted.whole / in_blocks))
     return Workload(
         steps=steps,
-        micro_batches=steps * math.ceil(recipe.train.batch_size / micro),
+        micro_batches=max(steps, round(steps * micro_batches)),
         tokens=round(examples * length / (1 - padding)),
         square_tokens=float(examples * length**2),
         trained_tokens=round(examples * length * trained),
@@ -179,7 +179,7 @@ def run_workload(
     )
 
 
-def workload_of_one(work: Workload, load: SizedRun, micro: int) -> Workload:
+def workload_of_one(work: Workload, load: SizedRun) -> Workload:
     """What the device does of a run that has the most rows of it, where several share out the rows of each step."""
     if load.devices.count == 1:
         return work
@@ -187,7 +187,7 @@ def workload_of_one(work: Workload, load: SizedRun, micro: int) -> Workload:
     divided = "optimizer" in SHARED[load.recipe.train.sharding, load.trainable.full_fine_tuning]
     return replace(
         work,
-        micro_batches=work.steps * math.ceil(load.rows / micro),
+        micro_batches=max(work.steps, math.ceil(work.micro_batches / count)),
         tokens=round(share * work.tokens),
         square_tokens=share * work.square_tokens,
         trained_tokens=round(share * work.trained_tokens),

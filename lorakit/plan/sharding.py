@@ -123,7 +123,7 @@ class Transfer:
 
 
 def transfers(
-    parts: WeightParts, layers: int, adapted: TrainableParams, step: "TrainingStep", micro_batches: int
+    parts: WeightParts, layers: int, adapted: TrainableParams, step: "TrainingStep", micro_batches: float
 ) -> tuple[Transfer, ...]:
     """What each device sends in a step of so many micro-batches. In a ring an all-reduce sends 2 (N - 1)/N of the
     tensor, an all-gather and a reduce-scatter (N - 1)/N of the whole."""

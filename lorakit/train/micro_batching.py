@@ -1,9 +1,10 @@
 """The forward and backward passes of a step: micro-batches that fit into memory, and smaller ones where they do not."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,6 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 
-from lorakit.data.batches import collate, collate_packed, first_fit_decreasing, split_batch
-from lorakit.data.rows import IGNORED
 from lorakit.distributed.processes import (
     any_of,
     gather,
@@ -34,26 +33,19 @@ from lorakit.model.loss import supervised_loss
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
+from lorakit.train.batch_layout import BatchLayout, MicroBatch, Pack, length_of, without_labels
 from lorakit.train.gradient_checkpointing import (
     set_gradient_checkpointing,
     supports_gradient_checkpointing,
     uses_gradient_checkpointing,
 )
 from lorakit.train.setup import TrainingState
-from lorakit.train.sharding import plain_pass
-
-Pack = list[dict[str, Any]]  # what a micro-batch counts: the rows of one pack, or one row where the run does not pack
-
-
-def without_labels(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with nothing to train: its loss and its gradients are zero."""
-    return row | {"labels": [IGNORED] * len(row["labels"])}
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """Memory ran out on one process, on micro-batches of at most `tried` packs. `largest`: the rows and the tokens of
-    its longest pack."""
+    """Memory ran out on one process, on micro-batches with the room of at most `tried` of the longest rows. `largest`:
+    the rows and the tokens of the longest pack."""
 
     tried: int
     largest: tuple[int, int]
@@ -61,39 +53,30 @@ class Shortage:
 
 
 @dataclass(frozen=True)
-class BatchLayout:
-    """How the rows of a step are laid out in tensors."""
+class StepLoss:
+    """The mean loss of a step, on its device, which may still be computing it. `micro_batches`: those of this process,
+    with the part that each has of it."""
 
-    pad_token_id: int
-    pack_length: int | None = None  # the most tokens of a pack; None where rows are not packed
-    flat: bool = False  # packs go end to end in one row, as variable-length attention takes them
-
-    def pack(self, rows: Sequence[dict[str, Any]]) -> list[Pack]:
-        """The rows of a step one by one, or in packs."""
-        if self.pack_length is None:
-            return [[row] for row in rows]
-        packs = first_fit_decreasing([len(row["input_ids"]) for row in rows], self.pack_length)
-        return [[rows[index] for index in pack] for pack in packs]
-
-    def collate(self, packs: Sequence[Pack]) -> dict[str, Any]:
-        """One micro-batch as tensors (rows or packs, tokens), and the places of its rows as `where`."""
-        rows = [row for pack in packs for row in pack]
-        if self.pack_length is None:
-            tensors = collate(rows, self.pad_token_id)
-        else:
-            tensors = collate_packed(packs, self.pad_token_id, self.flat)
-        return {**tensors, "where": [row["where"] for row in rows]}
+    step: int
+    total: torch.Tensor
+    micro_batches: list[tuple[MicroBatch, torch.Tensor]]
 
 
-def count_trained_tokens(rows: Sequence[dict[str, Any]]) -> int:
-    """The tokens over which the loss of some rows is the mean; a row's first token has nothing before it."""
-    return sum(label != IGNORED for row in rows for label in row["labels"][1:])
+@dataclass(frozen=True)
+class StepBatches:
+    """The rows of a step as micro-batches on the device, cut for micro-batches of so many rows."""
+
+    rows: Sequence[dict[str, Any]]
+    micro_batch: int
+    batches: list[MicroBatch]
 
 
 class MicroBatchRunner:
     """Computes the loss and the gradients of each step, in micro-batches that fit into memory.
 
-    The loss of a step is the mean over its trained tokens. Where memory runs out, the step is done again from its
+    A micro-batch has the room of `micro_batch` of the run's longest rows, which more fill where they are shorter. The
+    passes of a step never wait for the device; `read_loss` does, once. The loss of a step is the mean over its trained
+    tokens. Where memory runs out, the step is done again from its
     beginning in micro-batches half as large, and so are all after it; `on_shrink` gets the facts by name. Of several
     processes each computes a share of the step's rows, and all go on with the same micro-batches; `reduced` are the
     bytes of gradients that a step adds up, in about `reduction_seconds`.
@@ -117,9 +100,11 @@ class MicroBatchRunner:
         self.micro_batch = self.held_out_batch = int(recipe.train.micro_batch)
         self.layout = BatchLayout(
             pad_token_id(prepared.tokenizer),
-            pack_length=int(prepared.train.lengths().max()) if recipe.data.packing == "on" else None,
+            longest=int(prepared.train.lengths().max()),
+            packs=recipe.data.packing == "on",
             flat=recipe.model.attention == "flash_attention_2",
         )
+        self.ahead: StepBatches | None = None
         self.backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
         """The trainer replaces it by accelerate's, which scales the loss in float16."""
 
@@ -128,30 +113,59 @@ class MicroBatchRunner:
         """Whether gradient checkpointing is on: as the recipe has it, or since not even one row fitted."""
         return uses_gradient_checkpointing(self.model)
 
-    def run_step(self, rows: Sequence[dict[str, Any]], tokens: int, step: int) -> torch.Tensor:
-        """The mean loss of a step over its trained `tokens`. The weights, which have no gradients yet, get them.
-        LorakitError where the loss is not a number, or not even one row fits into memory."""
+    def run_step(self, rows: Sequence[dict[str, Any]], tokens: int, step: int) -> StepLoss:
+        """The passes of a step over its trained `tokens`. The weights, which have no gradients yet, get them; whether
+        the loss is a number, `read_loss` tells. LorakitError where not even one row fits into memory."""
         self.model.train()
-        # Without a row of its own a process computes one that trains nothing: DoRA forgets its norms in the backward.
-        packs = self.layout.pack(deal(rows, rank(), world_size()) or [without_labels(rows[0])])
         if rank():  # each process has its own dropout; the first one's stream is that of the run, in its checkpoints
             torch.manual_seed(_stream_seed(self.recipe.train.seed, step, rank()))
         states = random_states(self.device)  # from which dropout draws
         while True:
-            loss = self.sharding.attempt(partial(within_memory, partial(self._run_packs, packs, tokens, step)))
-            if not (shortages := self.shortages(packs, loss)):
-                assert not isinstance(loss, OutOfMemory)
-                return self._reduce(loss)
+            parts = self.sharding.attempt(partial(within_memory, partial(self._run_passes, rows, tokens, step)))
+            if not (shortages := self.shortages(self._packs_of(rows), parts)):
+                assert not isinstance(parts, OutOfMemory)
+                total = sum((part for _, part in parts), torch.zeros((), device=self.device))
+                return StepLoss(step, self._reduce(total), parts)
             self.drop_gradients()
             set_random_states(self.device, states)
             self.shrink(f"at step {step}", step, shortages)
 
-    def _run_packs(self, packs: list[Pack], tokens: int, step: int) -> torch.Tensor:
-        some = split_batch(packs, self.micro_batch)
+    def prepare_ahead(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Bring the rows of the next step to the device, while it computes."""
+        self.ahead = self._lay_out(rows)
+
+    def read_loss(self, loss: StepLoss, norm: torch.Tensor | None = None) -> tuple[float, float]:
+        """The mean loss of a step, and the norm of its gradient where it is given: the one time in a step that it waits
+        for the device. LorakitError where the loss is not a number, with the step and the rows at fault."""
+        parts = [part for _, part in loss.micro_batches]
+        numbers = [loss.total, *parts] if norm is None else [loss.total, *parts, norm]
+        total, *rest = torch.stack([number.detach().float() for number in numbers]).tolist()
+        if not math.isfinite(total):  # on all processes, which have added it up
+            together(partial(self._check_finite, loss, rest[: len(parts)]))
+            refuse(LorakitError(f"step {loss.step}: the loss is {total}. Lower train.learning_rate."))
+        return total, rest[-1] if norm is not None else math.nan
+
+    def _packs_of(self, rows: Sequence[dict[str, Any]]) -> list[Pack]:
+        """What this process computes of a step. Without a row of its own it computes one that trains nothing: DoRA
+        forgets its norms in the backward."""
+        return self.layout.pack(deal(rows, rank(), world_size()) or [without_labels(rows[0])])
+
+    def _lay_out(self, rows: Sequence[dict[str, Any]]) -> StepBatches:
+        packs = self._packs_of(rows)
+        parts = self.layout.cut(packs, self.micro_batch)
         if self.sharding.is_collective:
-            missing = max(gather(len(some))) - len(some)
-            some += [[[without_labels(row) for row in packs[-1]]]] * missing
-        return sum((self.run_micro_batch(few, tokens, step) for few in some), torch.zeros((), device=self.device))
+            missing = max(gather(len(parts))) - len(parts)
+            parts += [[[without_labels(row) for row in packs[-1]]]] * missing
+        return StepBatches(rows, self.micro_batch, [self.layout.collate(part).to(self.device) for part in parts])
+
+    def _run_passes(
+        self, rows: Sequence[dict[str, Any]], tokens: int, step: int
+    ) -> list[tuple[MicroBatch, torch.Tensor]]:
+        """Each micro-batch of a step, with its part of the loss."""
+        laid_out, self.ahead = self.ahead, None
+        if laid_out is None or laid_out.rows is not rows or laid_out.micro_batch != self.micro_batch:
+            laid_out = self._lay_out(rows)
+        return [(batch, self.run_micro_batch(batch, tokens, step)) for batch in laid_out.batches]
 
     def _reduce(self, loss: torch.Tensor) -> torch.Tensor:
         """Add up the gradients of all processes, and return the loss of the whole step."""
@@ -172,19 +186,15 @@ class MicroBatchRunner:
         self.reduced = sum_in_place([*(parameter.grad for parameter in trained), loss])
         return loss
 
-    def run_micro_batch(self, packs: Sequence[Pack], tokens: int, step: int) -> torch.Tensor:
+    def run_micro_batch(self, batch: MicroBatch, tokens: int, step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch: its part of the loss of a step with so many trained `tokens`."""
-        inputs = self._on_device(self.layout.collate(packs))
-        total, count = self._summed_loss(inputs)
-        agree = together if self.sharding.is_collective else plain_pass  # the others would wait in the backward pass
-        agree(partial(self._check_finite, inputs, total, step))
-        items = torch.tensor(tokens, device=self.device).clamp(min=1)
-        loss = total / items
-        if self.rank_scheduler is not None:
-            penalty = self.rank_scheduler.penalty() * (count / items)  # which counts once a step
-            loss = loss + penalty - penalty.detach()  # the log shows the rows' loss alone
+        total, count = self._summed_loss(batch)
+        items = max(tokens, 1)
+        part = loss = total / items
+        if self.rank_scheduler is not None:  # its penalty counts once a step, and is not logged
+            loss = loss + self.rank_scheduler.penalty() * (count / items)
         self.backward(loss)
-        return loss.detach()
+        return part.detach()
 
     def drop_gradients(self) -> None:
         """Drop the gradients, and give back the memory of passes that failed."""
@@ -195,8 +205,8 @@ class MicroBatchRunner:
         """The processes on which memory ran out, if `result` is what became of these packs here."""
         own = None
         if isinstance(result, OutOfMemory):
-            largest = len(packs[0]), sum(len(row["input_ids"]) for row in packs[0])
-            own = Shortage(min(self.micro_batch, len(packs)), largest, result.message)
+            tried = max(map(self.layout.room_of, self.layout.cut(packs, self.micro_batch)))
+            own = Shortage(min(tried, self.micro_batch), (len(packs[0]), length_of(packs[0])), result.message)
         if self.sharding.is_collective:  # the others wait inside their pass
             return {rank(): own} if own else {}
         if any_of(own is not None) == (False,):
@@ -209,7 +219,7 @@ class MicroBatchRunner:
         process, shortage = min(shortages.items(), key=lambda item: item[1].tried)
         tried = shortage.tried
         when += f" on rank {process}" if world_size() > 1 else ""
-        if tried > 1:
+        if self.micro_batch > 1:
             self.micro_batch = -(-tried // 2)
             remedy = f"micro-batches of {self.micro_batch} from here on"
         elif not self.recomputes and supports_gradient_checkpointing(self.model):
@@ -258,35 +268,34 @@ class MicroBatchRunner:
 
     def _held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
         with torch.no_grad():
-            loss, count = self._summed_loss(self._on_device(collate(rows, self.layout.pad_token_id)))
+            unpacked = replace(self.layout, packs=False)
+            loss, count = self._summed_loss(unpacked.collate([[row] for row in rows]).to(self.device))
             return float(loss), count
 
-    def _on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-
-    def _summed_loss(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    def _summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
         names = ("input_ids", "attention_mask", "labels", "position_ids")
         once = self.sharding.is_collective
         with autocast(self.device, self.recipe.model.dtype, keeps_casts=not once):
-            return self.run(supervised_loss, self.model, *(inputs.get(name) for name in names), once)
+            tensors = (batch.tensors.get(name) for name in names)
+            return self.run(supervised_loss, self.model, *tensors, once, batch.trained)
 
-    def _check_finite(self, inputs: dict[str, Any], total: torch.Tensor, step: int) -> None:
-        if not torch.isfinite(total):
-            raise LorakitError(self._not_finite(inputs, total, step))
+    def _check_finite(self, loss: StepLoss, parts: list[float]) -> None:
+        for (batch, _), part in zip(loss.micro_batches, parts, strict=True):
+            if not math.isfinite(part):
+                rows = ", ".join(self._rows_at_fault(batch)[:8])
+                remedy = "Lower train.learning_rate, and look at these rows."
+                raise LorakitError(f"step {loss.step}: the loss is {part}; rows: {rows}. {remedy}")
 
-    def _not_finite(self, inputs: dict[str, Any], total: torch.Tensor, step: int) -> str:
-        """Name the step and the rows at fault: those whose own loss is not a number, else all of the micro-batch."""
+    def _rows_at_fault(self, batch: MicroBatch) -> list[str]:
+        """The rows whose own loss is not a number, else all of the micro-batch. They are not tried one by one where
+        they are packed, or where other processes would have to make these passes."""
         at_fault = []
-        # Rows are not tried one by one where they are packed, or where other processes would have to make these passes.
-        if "attention_mask" in inputs and not self.sharding.is_collective:
+        if not self.layout.packs and not self.sharding.is_collective:
             with torch.no_grad():
-                for index, where in enumerate(inputs["where"]):
-                    row = {name: inputs[name][index : index + 1] for name in ("input_ids", "attention_mask", "labels")}
-                    if not torch.isfinite(self._summed_loss(row)[0]):
-                        at_fault.append(where)
-        rows = ", ".join((at_fault or inputs["where"])[:8])
-        remedy = "Lower train.learning_rate, and look at these rows."
-        return f"step {step}: the loss is {total.item()}; rows: {rows}. {remedy}"
+                for pack in batch.packs:
+                    total, _ = self._summed_loss(self.layout.collate([pack]).to(self.device))
+                    at_fault += [row["where"] for row in pack if not torch.isfinite(total)]
+        return at_fault or [row["where"] for row in batch.rows]
 
     def _too_large(self, when: str, rows: int, tokens: int, message: str) -> str:
         quantization = "model.quantization: nf4, " if self.recipe.model.quantization == "none" else ""

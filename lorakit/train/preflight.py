@@ -23,7 +23,8 @@ from lorakit.model.tokenizer import pad_token_id
 from lorakit.plan.trainable_params import LEAST_PAGED
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations, count_trained_tokens
+from lorakit.train.batch_layout import MicroBatch, count_trained_tokens
+from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import WHOLE, Pass, Sharding, plain_pass
 
@@ -86,26 +87,31 @@ def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
         if any_of(isinstance(room, OutOfMemory)) == (True,):
             refuse(LorakitError(states_do_not_fit(runner.model, train.optimizer, "before training", runner.sharding)))
         while True:
-            some = packs[: runner.micro_batch]
+            some = runner.layout.first_full(packs, runner.micro_batch)
+            batch = runner.layout.collate(some)
             with measure_peak(runner.device) as memory:
                 start = time.monotonic()
-                attempt = runner.sharding.attempt
-                result = attempt(partial(within_memory, partial(runner.run_micro_batch, some, tokens, step)))
+                work = partial(_run_batch, runner, batch, tokens, step)
+                result = runner.sharding.attempt(partial(within_memory, work))
             seconds = time.monotonic() - start  # `measure_peak` has waited for the GPU
             if not (shortages := runner.shortages(some, result)):
                 break
             runner.drop_gradients()
-            halved.append(len(some))
+            halved.append(runner.micro_batch)
             runner.shrink("in the probe of the longest rows", step, shortages)
         del room
     return ProbeResult(
         micro_batch=runner.micro_batch,
-        tokens=runner.layout.collate(some)["input_ids"].numel(),
+        tokens=batch.tensors["input_ids"].numel(),
         seconds=seconds,
         halved=tuple(halved),
         gradient_checkpointing=runner.recomputes,
         **vars(memory),
     )
+
+
+def _run_batch(runner: MicroBatchRunner, batch: MicroBatch, tokens: int, step: int) -> None:
+    runner.run_micro_batch(batch.to(runner.device), tokens, step)
 
 
 def describe_probe(result: ProbeResult, prepared: Prepared) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from lorakit.progress import Bar
 from lorakit.run_dir import Run
 from lorakit.train.agreement import StopRequest, keep_equal
 from lorakit.train.arguments import StepBatchSampler, training_arguments, with_faster_b
+from lorakit.train.batch_layout import count_trained_tokens, without_labels
 from lorakit.train.checkpoint import (
     OPTIMIZER,
     SCHEDULER,
@@ -41,7 +43,7 @@ from lorakit.train.checkpoint import (
     save_device_generator,
     save_model_state,
 )
-from lorakit.train.micro_batching import MicroBatchRunner, count_trained_tokens, without_labels
+from lorakit.train.micro_batching import MicroBatchRunner, StepLoss
 
 
 class TrainingCallback(TrainerCallback):
@@ -76,7 +78,12 @@ class SupervisedTrainer(SFTTrainer):
         self.shared: Any = None  # the optimizer, where the processes share out its states
         self.run, self.bar, self.stopping = run, bar, stopping
         self.prepared, self.settings = prepared, prepared.recipe.train
-        self.tokens, self.steps, self.busy, self.step_start = 0, 0, 0.0, 0.0
+        self.tokens, self.step_tokens, self.steps, self.busy, self.step_start = 0, 0, 0, 0.0, 0.0
+        self.loss: StepLoss
+        self._tr_loss: torch.Tensor
+        self.source: Any = None  # of rows
+        self.next_step: tuple[Any, Any] = None, None  # the rows of the next step with their source, on a GPU
+        self.fetch_next: Callable[[], tuple[Any, Any]]
         self.control: TrainerControl
         self.lr_scheduler: Any
         adapter = runner.model.named_parameters() if isinstance(runner.model, PeftModel) else ()
@@ -104,9 +111,24 @@ class SupervisedTrainer(SFTTrainer):
         generator = torch.Generator()  # a separate one: the global one belongs to dropout
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_step, generator=generator)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        self.step_tokens = sum(count_trained_tokens(batch["rows"]) for batch in batch_samples)
-        return torch.tensor(self.step_tokens, device=device)
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[Any, Any]:
+        """The rows of the next step, which on a GPU were fetched while it computed the one before."""
+        source, batches = self.next_step
+        if source is not epoch_iterator:
+            batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.fetch_next = partial(super().get_batch_samples, epoch_iterator, num_batches, device)
+        self.source, self.next_step = epoch_iterator, (None, None)
+        return batches
+
+    def _prepare_next_step(self) -> None:
+        """Bring the rows of the next step to the GPU while it computes this one; an epoch's last step has none."""
+        batches = self.fetch_next()
+        self.next_step = self.source, batches
+        for batch in batches[0]:
+            self.runner.prepare_ahead(batch["rows"])
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        """None: the rows of a step know their trained tokens, and nothing is sent to the device for them."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -128,8 +150,11 @@ class SupervisedTrainer(SFTTrainer):
         self.bar.advance(1, f"loss {logs['loss']:.4f}  {speed:,.0f} trained tokens/s")
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        self.step_start = time.monotonic()
-        return self.runner.run_step(inputs["rows"], self.step_tokens, self.state.global_step + 1)
+        """The passes of a step. Its loss is read together with the norm of the gradient, in `_get_grad_norm`."""
+        self.step_start, self.step_tokens = time.monotonic(), inputs["tokens"]
+        self.loss = self.runner.run_step(inputs["rows"], self.step_tokens, self.state.global_step + 1)
+        self._tr_loss = self._tr_loss.cpu()  # the library would keep it on the device
+        return torch.zeros(())
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The held-out loss: the mean over all trained tokens of the held-out rows."""
@@ -269,17 +294,20 @@ class SupervisedTrainer(SFTTrainer):
         return self.shared.norm if self.shared else super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        if self.shared:
-            return self.shared.norm
-        norm = super()._get_grad_norm(model, grad_norm)
-        return self.sharding.whole(norm) if isinstance(norm, torch.Tensor) else norm
+        """The norm of the gradients; here a step waits for the device, before its weights change."""
+        norm = None if self.shared else self.sharding.whole(super()._get_grad_norm(model, grad_norm))
+        if self.runner.device.type == "cuda":
+            self._prepare_next_step()
+        loss, length = self.runner.read_loss(self.loss, norm)
+        self._tr_loss += loss
+        return self.shared.norm if self.shared else length
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the weights of the checkpoint are in the model before the trainer is made."""
 
 
 def _step(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"rows": rows}
+    return {"rows": rows, "tokens": count_trained_tokens(rows)}
 
 
 def evaluations_without_gain(losses: list[float], min_delta: float) -> int:

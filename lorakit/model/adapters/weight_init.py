@@ -34,8 +34,9 @@ from lorakit.atomic_io import cache_folder, write_atomic
 from lorakit.checksums import decode_line, encode_line
 from lorakit.errors import LorakitError, UserError
 from lorakit.model.adapters import Eva, InitContext, Pissa
-from lorakit.model.loss import IGNORED, body_of
+from lorakit.model.loss import body_of
 from lorakit.model.resolve import Base
+from lorakit.model.trained_tokens import IGNORED
 from lorakit.progress import Bar, Progress
 
 INITIAL = "initial"  # the name of the frozen adapter that holds what the trained one began with
