@@ -241,7 +241,8 @@ class Train(Section):
     batch_size: PositiveInt = 16
     """Rows per optimizer step, over all micro-batches."""
     micro_batch: PositiveInt | Auto = "auto"
-    """Rows in memory at once. It changes speed and memory, not the result."""
+    """Rows of the longest length in memory at once; shorter ones go more at once in the same room. It changes speed and \
+memory, not the result."""
     learning_rate: PositiveFloat | Auto = "auto"
     """The peak learning rate."""
     lora_plus: Annotated[float, Field(gt=1)] | None = None
