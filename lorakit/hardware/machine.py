@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lorakit.hardware.allocator import use_expandable_segments
 from lorakit.hardware.drivers import DriverGpu, hides_gpus, read_driver_gpus, read_other_gpus
 from lorakit.hardware.gpus import Gpu, match_gpu
 from lorakit.progress import Progress
@@ -70,6 +71,8 @@ def usable_machine(progress: Progress) -> Machine:
     from lorakit.hardware.accelerator import current_accelerator, gpu_of_torch
 
     seen, device = this_machine(), current_accelerator()
+    if device == "cuda":
+        use_expandable_segments()
     if device is None and seen.is_gpu:
         reason = f"this torch ({torch.__version__}) cannot use it"
         progress.warn(f"{seen.name} is here, but {reason}: running on the processor")

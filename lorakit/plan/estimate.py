@@ -198,7 +198,7 @@ def count_micro_batches(recipe: Recipe, rows: RowEstimate, micro: int, devices: 
     if recipe.data.packing == "on":  # packs are nearly full
         return max(1.0, math.ceil(batch / devices) * rows.mean / budget), 0.0
     if not rows.lengths:
-        return len(cut_micro_batches([rows.longest] * math.ceil(batch / devices), budget)), 0.0
+        return len(cut_micro_batches([round(rows.mean)] * math.ceil(batch / devices), budget)), 0.0
     order = list(rows.lengths)
     Random(0).shuffle(order)
     pool = _POOL * batch

@@ -10,6 +10,7 @@ import torch
 from lorakit.atomic_io import atomic_dir, files_in, sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.distributed.processes import world_size
+from lorakit.hardware.allocator import allocator_settings
 from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.model_card import quantization_argument
@@ -104,6 +105,7 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
             "name": machine.name,
             "threads": torch.get_num_threads(),
             "devices": world_size(),
+            "allocator": allocator_settings() if machine.device == "cuda" else None,
         },
         "seed": recipe.train.seed,
         "base": {

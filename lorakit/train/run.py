@@ -9,6 +9,7 @@ from lorakit.amounts import counted
 from lorakit.distributed.launchers import launched
 from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, world_size
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
+from lorakit.hardware.allocator import describe_allocator
 from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.peft_adapter import trained_parameters
@@ -87,6 +88,8 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     copy_from_first(weight.detach() for weight in trained if not sharding.is_shared_out(weight))
     sharding.attempt(partial(check_loss, state.model, prepared, state.run))
     free_memory()  # of loading and of the check
+    if prepared.machine.device == "cuda":
+        progress.say(describe_allocator())
     manifest = on_first(lambda: run.read_manifest() if checkpoint else initial_manifest(prepared, state))
     record = RunRecord(run, prepared.recipe, manifest)
     runner, stopping = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory), StopRequest(progress)
