@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.amounts import gibibytes
 from lorakit.atomic_io import sha256_of
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
@@ -24,7 +25,7 @@ from lorakit.distributed.processes import (
 )
 from lorakit.errors import BaseModelError, UserError
 from lorakit.hardware.devices import devices_of
-from lorakit.hardware.machine import Machine, usable_machine
+from lorakit.hardware.machine import Machine, processor, usable_machine
 from lorakit.model.companion_files import compare_with_file
 from lorakit.model.config_values import Positions
 from lorakit.model.load import attentions_of
@@ -33,7 +34,7 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
 from lorakit.plan.activations import spec_with_trace
 from lorakit.plan.auto import Choice, resolve_auto
-from lorakit.plan.memory import Memory, size_run
+from lorakit.plan.memory import Memory, SizedRun, size_run
 from lorakit.plan.model_info import ModelInfo, beyond_training, load_template, read_model_info, refuse_by_config
 from lorakit.progress import Progress, Silent
 from lorakit.recipe.adapter_kind import effective_model, trains_all
@@ -213,7 +214,18 @@ def _prepare_alone(recipe: Recipe, machine: Machine, progress: Progress) -> Prep
         sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu, devices)
         memory = sized.memory(int(settled.micro_batch), report.longest, bool(settled.gradient_checkpointing))
         prepared = replace(prepared, expected=memory)
+        refuse_to_offload(sized, report.longest)
     return prepared
+
+
+def refuse_to_offload(sized: SizedRun, longest: int) -> None:
+    """Refuse to send more activations to main memory than it has room for."""
+    train = sized.recipe.train
+    sent = sized.offloaded(min(int(train.micro_batch), sized.rows), longest, bool(train.gradient_checkpointing))
+    free = processor().memory // local_size()
+    if sent > free:
+        message = f"{gibibytes(sent)} of activations do not fit into the {gibibytes(free)} of main memory that are free"
+        raise UserError(f"train.offload_activations: {message}. Write false, or a smaller micro_batch.")
 
 
 def _settle(

@@ -171,6 +171,9 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
     if report.merge is None and report.checkpoint:
         quantization = report.checkpoint.quantization
         rows["merge"] = f"none: no adapter can be added to {quantization} weights; serve the adapter beside them"
+    if plan.offloaded:
+        each = " for each device" if plan.devices.count > 1 else ""
+        rows["activations"] = f"{gibibytes(plan.offloaded)} in main memory{each}, and up to twice that as it is pinned"
     rows["rows"] = _rows(plan.rows)
     if plan.steps:
         about = "" if plan.recipe.train.steps or plan.rows.exact else "about "
@@ -279,7 +282,7 @@ def _plan_as_json(plan: "Plan") -> dict[str, Any]:
         "settings": {key: getattr(model, key) for key in ("dtype", "quantization")}
         | {key: getattr(train, key) for key in ("micro_batch", "gradient_checkpointing", "sharding", "optimizer")},
         "memory": {"longest": longest, "average": average}
-        | {key: getattr(plan, key) for key in ("evaluation", "merge", "error", "at_most")},
+        | {key: getattr(plan, key) for key in ("evaluation", "merge", "offloaded", "error", "at_most")},
         **{key: getattr(plan, key) for key in ("fits", "certain")},
         "files": {"adapter": plan.adapter_file, "model": plan.model_file},
         "rows": {key: value for key, value in asdict(plan.rows).items() if key not in ("sample", "lengths")},

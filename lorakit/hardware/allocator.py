@@ -1,6 +1,6 @@
-"""How torch's allocator for NVIDIA's cards keeps memory. By default it takes segments of the size that is asked for, and
-what lies free between two tensors of one micro-batch is often too small for those of the next, which is longer: with
-expandable segments it maps pages behind each other, and little is lost (c10/cuda/CUDACachingAllocator.cpp)."""
+"""How torch's allocator for CUDA keeps memory. By default it takes segments of the size that is asked for, and what is
+free between two tensors of one micro-batch is often too small for those of the next, which is longer: with expandable
+segments it maps pages behind each other, and little is lost (c10/cuda/CUDACachingAllocator.cpp)."""
 
 import os
 import platform

@@ -66,6 +66,11 @@ def default_link(card: Gpu | None, is_gpu: bool = True) -> Link:
     return _by_name((card and _NVLINK.get(card.name)) or _pcie(card))
 
 
+def host_link(card: Gpu | None) -> Link:
+    """What joins a card and main memory: PCIe."""
+    return _by_name(_pcie(card))
+
+
 def has_nvlink(card: Gpu | None) -> bool:
     """Whether a card is sold with NVLink between all cards of a machine."""
     return card is not None and card.name in _NVLINK

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from lorakit.hardware.allocator import use_expandable_segments
 from lorakit.hardware.drivers import DriverGpu, hides_gpus, read_driver_gpus, read_other_gpus
 from lorakit.hardware.gpus import Gpu, match_gpu
+from lorakit.hardware.links import host_link
 from lorakit.progress import Progress
 
 
@@ -37,6 +38,11 @@ class Machine:
     def place(self) -> str:
         """Words for where its memory is."""
         return {"cpu": "free", "mps": "for the GPU"}.get(self.device, "on the card")
+
+
+def has_own_memory(machine: Machine) -> bool:
+    """Whether the device has memory beside the processor's."""
+    return machine.device not in ("cpu", "mps")
 
 
 @functools.cache
@@ -188,6 +194,7 @@ class Throughput:
     number_bytes: int = 2  # of the type in which activations are held
     start: float = _START  # seconds to start one kernel
     queued: bool = True  # whether kernels are started while others run: on a GPU
+    link: float = 0.0  # bytes a second between main memory and a GPU, each way
 
 
 def throughput_of(machine: Machine, dtype: str) -> Throughput | None:
@@ -211,7 +218,8 @@ def gpu_throughput(device: Gpu, dtype: str) -> Throughput:
     compute = f"{share:.0%} of {peak / 1e12:,.{digits}f} TFLOP/s in {words}"
     words = f"{compute}, {_BANDWIDTH_SHARE:.0%} of {device.bandwidth / 1e9:,.0f} GB/s: {device.source}"
     number_bytes = 4 if dtype == "float32" else 2
-    return Throughput(share * peak, _BANDWIDTH_SHARE * device.bandwidth, words, number_bytes)
+    link = host_link(device).bandwidth
+    return Throughput(share * peak, _BANDWIDTH_SHARE * device.bandwidth, words, number_bytes, link=link)
 
 
 def cpu_throughput(measured_flops: float, bandwidth: float) -> Throughput:

@@ -32,6 +32,7 @@ class TrainingStep:
     double_quant: bool = True
     attention: str = "sdpa"
     checkpointing: bool = False
+    offloading: bool = False  # what is kept waits in main memory
     masked: bool = True  # whether attention takes a mask: of packs, but in variable-length attention
     dropout: float = 0.0
     optimizer: str = "adamw"

@@ -13,7 +13,7 @@ from lorakit.data.micro_batches import cut_micro_batches
 from lorakit.errors import UserError
 from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.gpus import slowest_gpu
-from lorakit.hardware.machine import Machine, gpu_throughput
+from lorakit.hardware.machine import Machine, gpu_throughput, has_own_memory
 from lorakit.hardware.unsupported import UNSUPPORTED
 from lorakit.model.quantization_config import refuse_quantization
 from lorakit.plan.memory import SizedRun, memory_budget, size_run
@@ -128,6 +128,9 @@ def _refuse_unsupported(recipe: Recipe, machine: Machine) -> None:
         if device == machine.device and getattr(getattr(recipe, section), name) == value:
             reason = f"{value} does not work on {machine.name}: {unsupported.reason}"
             raise UserError(f"{key}: {reason}. Write {unsupported.instead}.")
+    if recipe.train.offload_activations and not has_own_memory(machine):
+        reason = f"{machine.name} computes in main memory, and there is no other"
+        raise UserError(f"train.offload_activations: {reason}. Write false.")
 
 
 def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) -> None:

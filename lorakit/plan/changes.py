@@ -12,6 +12,7 @@ from typing import Any
 
 from lorakit.amounts import percent
 from lorakit.errors import UserError
+from lorakit.hardware.machine import has_own_memory
 from lorakit.plan.auto import with_values
 from lorakit.plan.estimate import Plan, RowEstimate, plan_run
 from lorakit.plan.model_info import ModelInfo
@@ -154,6 +155,9 @@ def memory_reductions(plan: Plan, info: ModelInfo) -> Iterator[SettingChange]:
         yield SettingChange("train.micro_batch", "auto", "the same result, in smaller pieces", 0)
     if wanted.gradient_checkpointing is False:
         yield SettingChange("train.gradient_checkpointing", True, "the same result, blocks computed twice", 0)
+    if not wanted.offload_activations and has_own_memory(plan.machine) and recipe.train.sharding == "none":
+        costs = "the same result, activations wait in main memory"
+        yield SettingChange("train.offload_activations", True, costs, 0)
     if plan.devices.count > 1 and wanted.sharding == "none":
         yield SettingChange("train.sharding", "fsdp", "the same result, each device gathers weights from the others", 0)
     if recipe.model.attention == "eager" and "sdpa" in info.attentions:

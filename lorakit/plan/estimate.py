@@ -97,6 +97,12 @@ class Plan:
         return self.load.trainable
 
     @property
+    def offloaded(self) -> int:
+        """The bytes of activations that a micro-batch leaves in main memory, those of each device."""
+        train = self.recipe.train
+        return self.load.offloaded(int(train.micro_batch), self.rows.longest, bool(train.gradient_checkpointing))
+
+    @property
     def error(self) -> float:
         """How far the memory may be off, as a share."""
         return ERROR_UNSEEN if self.spec.built and not self.spec.extra_bytes else ERROR

@@ -46,6 +46,8 @@ PROCESS = 620_000_000
 _HOLES = 1.27
 # Tokens of the two rows on which a run tries its loss before the first step (lorakit/train/preflight.py).
 _TRIED_TOKENS = 256
+# Tensors that may be on their way to main memory at once (lorakit/train/offloading.py).
+_ON_THEIR_WAY = 5
 # lorakit/evaluate/forward.py: rows and tokens that are answered together, by device.
 _EVAL_ROWS, _EVAL_ROWS_ON_CPU, _EVAL_SHARE, _EVAL_MIN_TOKENS = 256, 64, 0.25, 1 << 11
 # lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
@@ -171,6 +173,8 @@ def _saved(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> tupl
     """Bytes that autograd keeps of the whole pass, and what the backward of a block adds: of all of it, and of its
     attention after its feed-forward half."""
     whole, largest = saved_activations(spec, adapted, way)
+    if way.offloading:  # what is on its way, and then what is back before it is used
+        whole = largest
     rows, length = way.rows, way.length
     tokens = rows * length
     # Gradients of three hidden states, and of gate and up in the feed-forward width.
@@ -180,12 +184,17 @@ def _saved(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> tupl
     attending += tokens * way.width * 2 * spec.hidden  # gradients of the block's output and of the hidden states
     if way.checkpointing:
         last = tokens * norm_bytes(spec, adapted, way)  # gone when the backward of a block begins
-        # of each block its input
-        saved = tokens * way.width * spec.hidden * max(spec.layers - adapted.first_block, 1) + last
+        saved = _block_inputs(spec, adapted, way, _ON_THEIR_WAY if way.offloading else None) + last
         return round(saved), round(block + flowing - last), round(attending - last)
     # A processor's holes have room for it; there are none where weights that are gathered are given back at once.
     holes, flowing = (1.0, flowing) if way.on_gpu or shares_base(way) else (_HOLES, 0)
     return round(holes * whole.of(rows, length)), round(flowing), round(attending - block)
+
+
+def _block_inputs(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep, most: int | None = None) -> float:
+    """Of each block that is computed twice its input; of `most` blocks where the others' are not on the device."""
+    blocks = max(spec.layers - adapted.first_block, 1)
+    return way.rows * way.length * way.width * spec.hidden * float(blocks if most is None else min(most, blocks))
 
 
 def _logits(spec: ModelSpec, training: TrainingStep) -> int:
@@ -295,6 +304,7 @@ class SizedRun:
             double_quant=recipe.model.double_quant,
             attention=recipe.model.attention,
             checkpointing=checkpointing,
+            offloading=recipe.train.offload_activations,
             masked=packed and not flash,
             dropout=recipe.adapter.dropout,
             optimizer=recipe.train.optimizer,
@@ -307,6 +317,17 @@ class SizedRun:
 
     def memory(self, rows: int, length: int, checkpointing: bool) -> Memory:
         return peak_memory(self.spec, self.trainable, self.step(rows, length, checkpointing))
+
+    def offloaded(self, rows: float, length: float, checkpointing: bool) -> int:
+        """The bytes of so many rows of so many tokens that wait in main memory between the passes; 0 where they are
+        kept on the device."""
+        if not self.recipe.train.offload_activations:
+            return 0
+        step, tokens = self.step(1, 1, checkpointing), rows * length
+        if checkpointing:
+            return round(tokens * _block_inputs(self.spec, self.trainable, step))
+        whole, _ = saved_activations(self.spec, self.trainable, step)
+        return round(tokens * (whole.per_token + whole.per_pair * length) + whole.fixed)
 
     def transfers(
         self, micro: int, length: int, checkpointing: bool, micro_batches: float | None = None

@@ -86,6 +86,7 @@ class Workload:
     trained_body: int = 0  # weights of the body that are trained themselves: full fine-tuning
     trained_head: bool = False
     dora: DoraWorkload | None = None
+    offloaded: int = 0  # bytes of activations that go to main memory and back, over the run
     held_out_tokens: int = 0  # that go forward through the body to score held-out rows, over all scorings of the run
     held_out_trained_tokens: int = 0
 
@@ -174,6 +175,7 @@ def run_workload(
         trained_body=trained_body,
         trained_head=adapted.full_fine_tuning and adapted.whole == spec.parameters,
         dora=DoraWorkload(layers, width < 4 or load.on_gpu, recipe.adapter.dropout > 0) if adapted.dora else None,
+        offloaded=load.offloaded(examples, length, checkpointing),
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
     )
@@ -191,6 +193,7 @@ def workload_of_one(work: Workload, load: SizedRun) -> Workload:
         tokens=round(share * work.tokens),
         square_tokens=share * work.square_tokens,
         trained_tokens=round(share * work.trained_tokens),
+        offloaded=round(share * work.offloaded),
         optimizer_numbers=math.ceil(work.optimizer_numbers / (count if divided else 1)),
         held_out_tokens=math.ceil(work.held_out_tokens / count),
         held_out_trained_tokens=math.ceil(work.held_out_trained_tokens / count),
@@ -218,6 +221,8 @@ def training_seconds(work: Workload, rates: Throughput) -> EstimateRange:
     on_device += share * _dora_norms(work, rates)
     starting = share * _starting(work, rates)
     likely = max(on_device, starting) if rates.queued else on_device + starting
+    if work.offloaded:  # there and back, while the device computes
+        likely = max(likely, 2 * work.offloaded / rates.link)
     likely += work.steps * work.optimizer_numbers * _OPTIMIZER_BYTES / rates.bandwidth
     return EstimateRange(LOW * likely, likely, HIGH * likely)
 

@@ -241,7 +241,7 @@ class Train(Section):
     batch_size: PositiveInt = 16
     """Rows per optimizer step, over all micro-batches."""
     micro_batch: PositiveInt | Auto = "auto"
-    """Rows of the longest length in memory at once; shorter ones go more at once in the same room. It changes speed and \
+    """Rows of the longest length in memory at once, or more shorter ones in the same room. It changes speed and \
 memory, not the result."""
     learning_rate: PositiveFloat | Auto = "auto"
     """The peak learning rate."""
@@ -259,6 +259,9 @@ memory, not the result."""
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     gradient_checkpointing: bool | Auto = "auto"
     """Recompute activations in the backward pass: less memory, a third to a half more work."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in main memory meanwhile: less memory on the GPU, the same result, and slower \
+where the link to the GPU is. GPUs only."""
     sharding: Literal["auto", "none", "fsdp", "zero-2", "zero-3"] = "auto"
     """What several devices share out. none: every device holds the whole base model; fsdp: each holds a part of it \
 (FSDP2); zero-2 and zero-3: DeepSpeed's, an extra. It changes memory and speed, not the result, and nothing on one \

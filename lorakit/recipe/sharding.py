@@ -9,7 +9,7 @@ from lorakit.recipe.problem import PathParts
 from lorakit.recipe.schema import Recipe, Train
 
 _DEEPSPEED = ("zero-2", "zero-3")
-_CONFLICTS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str, str], ...] = (
+_CONFLICTS: tuple[tuple[tuple[str, ...], dict[str, tuple[str | bool, ...]], str, str], ...] = (
     (
         _DEEPSPEED,
         {"adapter.kind": ("flexlora",)},
@@ -35,6 +35,12 @@ _CONFLICTS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str, str], 
         "Write quantization: nf4, or sharding: fsdp or zero-2.",
     ),
     (
+        ("fsdp", *_DEEPSPEED),
+        {"train.offload_activations": (True,)},
+        "activations are sent to main memory only where each device holds the whole model",
+        "Write offload_activations: false, or sharding: none.",
+    ),
+    (
         ("fsdp",),
         {"adapter.kind": ("none",), "train.optimizer": ("adamw-8bit", "paged-adamw", "paged-adamw-8bit")},
         "bitsandbytes' optimizers do not train weights of which each device holds a part",
@@ -58,6 +64,7 @@ def sharding_conflicts(recipe: Recipe, sharding: str) -> Iterator[tuple[PathPart
         "model.quantization": kind.quantizes or recipe.model.quantization,
         "model.dtype": recipe.model.dtype,
         "train.optimizer": recipe.train.optimizer,
+        "train.offload_activations": recipe.train.offload_activations,
     }
     for shardings, others, reason, remedy in _CONFLICTS:
         if sharding in shardings and all(values[key] in words for key, words in others.items()):

@@ -25,6 +25,7 @@ from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.train.batch_layout import MicroBatch, count_trained_tokens
 from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations
+from lorakit.train.offloading import offload_activations
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import WHOLE, Pass, Sharding, plain_pass
 
@@ -60,7 +61,8 @@ def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
     """Load the model of a run, attach its adapter, and probe it twice, since the first pass also warms up: memory is
     the most of both, the seconds are those of the second. LorakitError where not even one row fits."""
     runner = MicroBatchRunner(set_up_training(prepared, None, progress), prepared, progress)
-    with compute_optimizations(runner.model, prepared.recipe.model.dtype):
+    offloading = offload_activations(runner.model, prepared.recipe.train.offload_activations)
+    with compute_optimizations(runner.model, prepared.recipe.model.dtype), offloading:
         first, second = probe_longest(runner), probe_longest(runner)
     peak, reserved = max(first.peak, second.peak), max(first.reserved, second.reserved)
     before, halved = min(first.before, second.before), first.halved + second.halved

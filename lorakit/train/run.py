@@ -20,6 +20,7 @@ from lorakit.run_dir import Run, now
 from lorakit.train.agreement import StopRequest
 from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.train.offloading import offload_activations
 from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
 from lorakit.train.record import RunRecord, initial_manifest, save_result, whole_model
 from lorakit.train.setup import set_up_training
@@ -117,7 +118,8 @@ def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, che
     with runner.progress.bar("training", total=steps, done=done) as bar:
         trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping)
         on_first(partial(_begin_folder, run, record, checkpoint, done))
-        with compute_optimizations(runner.model, prepared.recipe.model.dtype):
+        offloading = offload_activations(runner.model, settings.offload_activations)
+        with compute_optimizations(runner.model, prepared.recipe.model.dtype), offloading:
             if prepared.machine.is_gpu and done < steps:
                 runner.progress.say(describe_probe(probe_longest(runner, done + 1), prepared))
             try:  # a step's passes recover where memory runs out; the optimizer cannot: it is half done
