@@ -29,8 +29,8 @@ def fill_micro_batches(lengths: Sequence[int], budget: int, end_to_end: bool = F
     slices, first, longest, total = list[slice](), 0, 0, 0
     for at, length in enumerate(lengths):
         longest, total = max(longest, length), total + length
-        taken = total if end_to_end else longest * (at + 1 - first)
-        if taken > budget and at > first:
+        need = total if end_to_end else longest * (at + 1 - first)
+        if need > budget and at > first:
             slices.append(slice(first, at))
             first, longest, total = at, length, length
     return [*slices, slice(first, len(lengths))] if lengths else []

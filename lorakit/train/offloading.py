@@ -25,7 +25,7 @@ Pack = Callable[[Tensor], Any]
 Unpack = Callable[[Any], Tensor]
 
 
-class _Kept:
+class _Copy:
     """A tensor that operations of a forward pass have saved so many times."""
 
     def __init__(self, handle: Any) -> None:
@@ -37,26 +37,26 @@ def keep_once(keep: Pack, restore: Unpack) -> tuple[Pack, Unpack]:
     """The same hooks, of which `keep` gets a tensor once however many operations save it, and `restore` its handle once
     for all of them: queries, keys and values of a block have one input. That two are the same is known of the last few
     tensors, which are held meanwhile, so that no other one takes their place."""
-    recent: dict[tuple[Any, ...], tuple[_Kept, Tensor]] = {}
+    recent: dict[tuple[Any, ...], tuple[_Copy, Tensor]] = {}
 
-    def pack(tensor: Tensor) -> _Kept:
+    def pack(tensor: Tensor) -> _Copy:
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor._version)
         if key in recent:
-            kept, _ = recent[key]
-            kept.uses += 1
-            return kept
+            copy, _ = recent[key]
+            copy.uses += 1
+            return copy
         if len(recent) == _ON_THEIR_WAY:
             del recent[next(iter(recent))]
-        kept = _Kept(keep(tensor))
-        recent[key] = kept, tensor
-        return kept
+        copy = _Copy(keep(tensor))
+        recent[key] = copy, tensor
+        return copy
 
-    def unpack(kept: _Kept) -> Tensor:
+    def unpack(copy: _Copy) -> Tensor:
         recent.clear()
-        tensor = restore(kept.handle) if kept.restored is None else kept.restored
-        kept.uses -= 1
-        kept.restored = tensor if kept.uses else None
-        if kept.uses and tensor.device.type != "cpu":  # the library lets go of it after its first use
+        tensor = restore(copy.handle) if copy.restored is None else copy.restored
+        copy.uses -= 1
+        copy.restored = tensor if copy.uses else None
+        if copy.uses and tensor.device.type != "cpu":  # the library lets go of it after its first use
             tensor.record_stream(torch.accelerator.current_stream())
         return tensor
 
