@@ -10,11 +10,12 @@ import torch
 from conftest import TINY_LLAMA, rows_of, write_rows
 from runs_of_tests import losses, run_recipe
 from test_out_of_memory import events
+from test_step import longest_first
 from test_training import interrupted_after
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lorakit.errors import LorakitError
-from lorakit.hardware.memory import free_memory
+from lorakit.hardware.memory import free_memory, measure_peak
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.load import load_model, summarize_quantization
@@ -24,7 +25,9 @@ from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model
 from lorakit.run_dir import Run
+from lorakit.train.batch_layout import count_trained_tokens
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.train.offloading import offload_activations
 from lorakit.train.preflight import probe_longest, probe_run
 from lorakit.train.setup import set_up_training
 
@@ -182,3 +185,66 @@ def test_two_gpus_train_what_one_does(recipe_file, tmp_path, wide_base, sharding
     one, two = (Run(tmp_path / f"on-{count}") for count in (1, 2))
     assert losses(two) == pytest.approx(losses(one), abs=1e-3)
     assert two.read_manifest()["machine"]["devices"] == 2
+
+
+@pytest.fixture
+def stepping(recipe_file, wide_base):
+    """A runner on a GPU and the rows of a step, the longest first."""
+
+    def make(*overrides, **adapter):
+        path = recipe_file(model={"base": str(wide_base)}, adapter={"rank": 16, "alpha": 16, **adapter}, train=TRAIN)
+        prepared = prepare_run(load(path, overrides).recipe, Silent())
+        runner = MicroBatchRunner(set_up_training(prepared, None, Silent()), prepared, Silent())
+        return runner, longest_first(prepared.train.rows[at] for at in range(8))
+
+    return make
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.gradient_checkpointing=true",), ("model.quantization=nf4",)])
+def test_the_passes_of_a_step_do_not_wait_for_the_gpu(stepping, overrides):
+    """torch refuses whatever would wait, once a first step has warmed up."""
+    runner, rows = stepping("train.batch_size=8", "train.micro_batch=2", *overrides)
+    tokens = count_trained_tokens(rows)
+    with compute_optimizations(runner.model, runner.recipe.model.dtype):
+        runner.read_loss(runner.run_step(rows, tokens, 1))
+        runner.drop_gradients()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = runner.run_step(rows, tokens, 2)
+            norm = torch.nn.utils.clip_grad_norm_(runner.model.parameters(), 1.0)
+            runner.prepare_ahead(rows)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        number, length = runner.read_loss(loss, norm)
+    assert math.isfinite(number) and length > 0
+    assert runner.ahead.batches[0].tensors["input_ids"].is_cuda
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_in_main_memory_give_the_same_gradients_and_leave_the_card(stepping, checkpointing):
+    words = ("train.batch_size=8", "train.micro_batch=8", f"train.gradient_checkpointing={str(checkpointing).lower()}")
+    found = []
+    for on in (False, True):
+        runner, rows = stepping(*words, f"train.offload_activations={str(on).lower()}")
+        rows = [row | {name: row[name] * 40 for name in ("input_ids", "labels")} for row in rows]
+        offloading = offload_activations(runner.model, on)
+        with compute_optimizations(runner.model, runner.recipe.model.dtype), offloading:
+            for _ in range(2):
+                runner.drop_gradients()
+                with measure_peak(runner.device) as memory:
+                    loss, _ = runner.read_loss(runner.run_step(rows, count_trained_tokens(rows), 1))
+        gradients = [weight.grad for weight in runner.model.parameters() if weight.grad is not None]
+        found.append((loss, gradients, memory.peak - memory.before))
+    (loss, gradients, peak), (same_loss, same_gradients, smaller) = found
+    assert loss == pytest.approx(same_loss, rel=1e-3)
+    for one, other in zip(gradients, same_gradients, strict=True):
+        assert (one - other).norm() <= 1e-2 * one.norm() + 1e-6
+    assert smaller < peak
+
+
+def test_the_optimizer_is_fused_and_segments_expand(recipe_file, tmp_path, wide_base):
+    path = recipe_file(model={"base": str(wide_base)}, adapter={"rank": 16, "alpha": 16}, train=TRAIN)
+    run, _ = run_recipe(path, tmp_path / "run", "train.lora_plus=4")
+    assert "expandable_segments:True" in run.read_manifest()["machine"]["allocator"]
+    state = torch.load(run.complete_checkpoints()[-1] / "optimizer.pt", weights_only=True)
+    assert all(group["fused"] for group in state["param_groups"]) and len(state["param_groups"]) == 2
