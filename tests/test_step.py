@@ -99,7 +99,7 @@ def test_the_passes_of_a_step_wait_for_nothing_and_its_loss_is_read_at_once(reci
     assert number == pytest.approx(float(loss.total)) and length == pytest.approx(float(norm))
 
 
-def test_the_loop_around_it_reads_no_tensor_of_the_device(recipe_file, tmp_path, monkeypatch):
+def test_the_loop_around_it_reads_no_tensor_and_steps_a_fused_optimizer(recipe_file, tmp_path, monkeypatch):
     """The library adds the loss up in main memory."""
     seen, step = [], SupervisedTrainer.training_step
 
@@ -108,8 +108,10 @@ def test_the_loop_around_it_reads_no_tensor_of_the_device(recipe_file, tmp_path,
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(SupervisedTrainer, "training_step", noted)
-    _, outcome = run_recipe(recipe_file(), tmp_path / "run", "train.epochs=1")
+    run, outcome = run_recipe(recipe_file(), tmp_path / "run", "train.epochs=1", "train.lora_plus=4")
     assert set(seen) == {"cpu"} and outcome.loss > 0
+    state = torch.load(run.complete_checkpoints()[-1] / "optimizer.pt", weights_only=True)
+    assert [group["fused"] for group in state["param_groups"]] == [True, True], "A and B, of LoRA+"
 
 
 @pytest.mark.parametrize("packing", ["off", "on"])

@@ -31,8 +31,9 @@ from lorakit.train.trainer import SupervisedTrainer
 @dataclass(frozen=True)
 class Outcome:
     """The result of a finished training. `loss` is the last step's, `eval_loss` the best held-out one, `micro_batch`
-    the rows, or packs, that were computed at once in the end: fewer than the recipe's where memory ran out. Of several
-    devices: the most memory of one, the bytes of gradients that each step adds up, and the seconds that this takes."""
+    of how many of the longest rows a micro-batch had the room in the end: less than the recipe's where memory ran out.
+    Of several devices: the most memory of one, the bytes of gradients that each step adds up, and the seconds that this
+    takes."""
 
     steps: int
     loss: float | None
