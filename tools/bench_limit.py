@@ -27,7 +27,7 @@ from lorakit.prepare import Prepared, prepare_run
 from lorakit.progress import Silent
 from lorakit.recipe.load import load
 from lorakit.run_dir import open_run
-from lorakit.train.micro_batching import count_trained_tokens
+from lorakit.train.batch_layout import count_trained_tokens
 
 SIDE, TURNS = 2048, 4  # of the square product that is timed, and how often
 
@@ -107,10 +107,10 @@ class StepClock(TrainerCallback):
         if self.steps and torch.is_grad_enabled():
             self.steps[-1].positions += given[0].numel()
 
-    def _micro_batch(self, packs: Any, *given: Any, **named: Any) -> Any:
+    def _micro_batch(self, batch: Any, *given: Any, **named: Any) -> Any:
         step = self.steps[-1]
         before = step.positions
-        loss = self.micro_batch(packs, *given, **named)
+        loss, packs = self.micro_batch(batch, *given, **named), batch.packs
         lengths = [[len(row["input_ids"]) for row in pack] for pack in packs]
         tokens, laid_out = sum(map(sum, lengths)), max(map(sum, lengths)) * len(packs)
         saved = laid_out - (step.positions - before)  # by a beginning that is computed for one row
