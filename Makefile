@@ -6,6 +6,7 @@
 # make site     the documentation as pages with a search, in build/site
 # make bench    lorakit against TRL on the same rows: bench-train the training, bench-data the preparation of rows; and bench-eval
 # make bench-limit      how near a training step comes to the limit of this processor's matrix products
+# make bench-busy       the same training on an idle machine and with one core burnt by another process
 # make bench-adapters   every adapter kind on every quantization, into docs/adapters.md (most of an hour); bench-dora: DoRA against PEFT's
 # make bench-memory     the memory model against published peaks, and against runs of SmolLM2 here (ROWS=FILE adds a table)
 # make bench-devices    one process against two, and against two of trl sft under torchrun
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-limit bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-devices gpu pins clean
+.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-limit bench-busy bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-devices gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -75,11 +76,14 @@ docs: $(READY)
 bench: bench-train bench-data bench-eval
 
 bench-train: model
-	$(BIN)/python tools/bench.py
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench.py
 
 bench-limit: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_limit.py --rows debian-json medium long
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_limit.py --rows medium --quantization nf4
+
+bench-busy: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_busy.py
 
 bench-data: model
 	$(BIN)/python tools/bench_data.py
@@ -101,7 +105,7 @@ bench-devices: model
 
 bench-dora: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_dora.py
-	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench.py --kind dora --steps 12
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench.py --kind dora --rows debian-json --quantization none --steps 12
 
 gpu: $(READY)
 	PYTHON=$(BIN)/python tools/gpu.sh

@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import BATCH, ROOT, bench_settings, run_lorakit, run_trl
+from bench import run_lorakit, run_trl
+from bench_rows import BATCH, DEBIAN, recipe_settings
+from bench_trl import trl_kind
 
 from lorakit.console import Terminal, result_table
 from lorakit.prepare import prepare_run
@@ -24,7 +26,7 @@ _TOLERANCE = 1e-5
 def main() -> None:
     """Run all, print the table, and leave it as JSON where --json says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/debian-json/recipe.yaml")
+    parser.add_argument("--recipe", type=Path, default=DEBIAN)
     parser.add_argument("--steps", type=int, default=20, help=f"optimizer steps of {BATCH} rows")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turn")
     parser.add_argument("--devices", type=int, default=2, help="processes, which share the cores")
@@ -39,14 +41,14 @@ def main() -> None:
 
 def compare(recipe: Path, steps: int, rounds: int, devices: int, work: Path) -> dict[str, Any]:
     """Medians of so many runs of each."""
-    settings = bench_settings(recipe, steps, "lora", work)
+    settings = recipe_settings("debian-json", steps, work, recipe)
     prepared = prepare_run(load(recipe, settings).recipe, Terminal(quiet=True))
     rows = range(len(prepared.train.rows))
     one, several, theirs = [], [], []
     for turn in range(rounds):
         one.append(run_lorakit(recipe, settings, work / f"one-{turn}"))
         several.append(run_lorakit(recipe, settings, work / f"several-{turn}", devices))
-        theirs.append(run_trl(prepared, rows, steps, "lora", work / f"trl-{turn}", "random", devices))
+        theirs.append(run_trl(prepared, rows, steps, trl_kind("lora", "none"), work / f"trl-{turn}", "random", devices))
     apart = max(abs(a - b) for a, b in zip(one[0]["losses"], several[0]["losses"], strict=True))
     if apart > _TOLERANCE:
         raise SystemExit(f"{devices} processes gave other losses than one: {apart:.2g} apart")

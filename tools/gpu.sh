@@ -3,7 +3,8 @@
 #
 #   tools/gpu.sh [--out DIR] [--minutes N]   run here; results in DIR (runs/gpu): results.json, summary.md, log.txt
 #   tools/gpu.sh --rehearse                  the same on a processor, with tiny models
-#   tools/gpu.sh wheels [PYTHON_VERSION]     with a network: put into .wheels/ what a machine without one lacks
+#   tools/gpu.sh wheels [PYTHON [CUDA...]]   with a network: put into .wheels/ what a machine without one lacks, for
+#                                            these versions of Python and CUDA (3.12, and four of CUDA): 60 MB at most
 #   tools/gpu.sh install DIR...              on that machine: install wheels from these folders, then stop
 #
 # PYTHON names the interpreter that has torch (python3). A machine that takes little at a time gets .wheels/1, .wheels/2
@@ -15,7 +16,8 @@ site=${LORAKIT_SITE:-${TMPDIR:-/tmp}/lorakit-site}
 
 case "${1:-}" in
 wheels)
-    exec "$python" tools/gpu_wheels.py "${2:-3.12}"
+    shift
+    exec "$python" tools/gpu_wheels.py "${@:-3.12}"
     ;;
 install)
     shift
