@@ -12,12 +12,13 @@ import pytest
 from recipe_files import loaded
 
 from lorakit.cli.doctor import _print
-from lorakit.data.worker_pool import processors
 from lorakit.doctor import check, collective, machine, models
 from lorakit.doctor.check import DoctorFinding, run_check
 from lorakit.doctor.run import _sections, run_doctor
+from lorakit.hardware.cgroups import CgroupLimits, read_cgroup_limits
 from lorakit.hardware.drivers import DriverGpu, parse_gpus
-from lorakit.hardware.machine import CgroupLimits, Machine, read_cgroup_limits, this_machine
+from lorakit.hardware.machine import Machine, this_machine
+from lorakit.hardware.threads import usable_processors
 from lorakit.hardware.topology import parse_topology
 from lorakit.plan.auto import resolve_auto
 from lorakit.recipe.schema import Data, Model, Recipe
@@ -162,7 +163,7 @@ def test_gpus_are_told_with_memory_driver_and_which_is_used(ill_findings):
     assert "a training uses 2 of the 2 GPUs, one process each" in used and "the memory of the smallest" in used
 
 
-@pytest.mark.skipif(processors() < 2, reason="one thread is all that one core takes")
+@pytest.mark.skipif(usable_processors() < 2, reason="one thread is all that one core takes")
 def test_threads_that_a_variable_limits_are_told(ill_findings):
     found = ill_findings["Processor and memory", "threads"]
     assert found["state"] == "note" and found["remedy"].startswith("unset OMP_NUM_THREADS")

@@ -35,6 +35,7 @@ from lorakit.cli.streams import prepare_streams
 from lorakit.distributed.launchers import PARENT
 from lorakit.distributed.processes import FailedElsewhere
 from lorakit.errors import EXIT_FAILED, EXIT_INTERRUPTED, LorakitError, exit_code_of, explain_error
+from lorakit.hardware.threads import set_up_threads
 
 app = typer.Typer(
     name="lorakit",
@@ -118,6 +119,7 @@ def main() -> None:
     from lorakit import console
 
     prepare_streams()
+    set_up_threads()
     atexit.register(gc.freeze)  # or the interpreter looks through all that torch made once more, for most of a second
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it

@@ -71,7 +71,9 @@ def _choose_count(devices: int | None, most: Callable[[], int] | None) -> int:
 def _launch(count: int, remedy: Callable[[], str]) -> int:
     from lorakit import console
     from lorakit.distributed.launch import launch
+    from lorakit.hardware.threads import share_threads
 
+    share_threads(count)
     # As `python -m` has it, the folder of the user would come before the packages: unless it did so here as well.
     safe = [] if sys.path and sys.path[0] in ("", str(Path.cwd())) else ["-P"]
     return launch(count, [*safe, "-m", "lorakit", *sys.argv[1:]], console.error_of_lost, remedy)

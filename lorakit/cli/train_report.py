@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.amounts import counted, decimal_bytes, duration, gibibytes, percent
 from lorakit.cli.options import quoted
+from lorakit.hardware.threads import describe_threads
 
 if TYPE_CHECKING:
     from lorakit.data.report import Report
@@ -32,6 +33,8 @@ def describe_run(prepared: "Prepared", progress: "Progress") -> None:
     if prepared.recipe.output.export:
         progress.say(f"when training ends it is exported for {', '.join(prepared.recipe.output.export)}")
     _describe_memory(prepared, progress)
+    if not prepared.machine.is_gpu and (threads := describe_threads()):
+        progress.say(threads)
     for drawn in count_draws(prepared.train, prepared.recipe.train):
         if drawn.figures:
             progress.say(drawn.figures)

@@ -10,8 +10,9 @@ from lorakit.atomic_io import atomic_file
 from lorakit.data.cleaning.clean import clean
 from lorakit.data.rows import Block, Conversation
 from lorakit.data.sources import OpenSource, open_source
-from lorakit.data.worker_pool import map_in_order, processors
+from lorakit.data.worker_pool import map_in_order
 from lorakit.errors import UserError
+from lorakit.hardware.threads import usable_processors
 from lorakit.progress import Progress
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Source
@@ -66,7 +67,7 @@ def write_rows(
         with (
             atomic_file(target) as file,
             progress.bar(f"writing {show_path(target)}", total=size, unit="bytes") as bar,
-            closing(map_in_order(worker, pieces, processors())) as results,
+            closing(map_in_order(worker, pieces, usable_processors())) as results,
         ):
             for lines, rows, done in results:
                 file.write(lines)

@@ -14,8 +14,9 @@ from lorakit.data.report import Report, SourceReport
 from lorakit.data.rows import Block, Text
 from lorakit.data.sources import open_source, source_name
 from lorakit.data.worker import EVERY_ROW, Rules, Worker
-from lorakit.data.worker_pool import map_in_order, processors
+from lorakit.data.worker_pool import map_in_order
 from lorakit.errors import UserError
+from lorakit.hardware.threads import usable_processors
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Source
 
@@ -45,7 +46,7 @@ def run_pipeline(
         pa.OSFile(str(path), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress.bar(label, total=size, unit="bytes") as bar,
-        closing(map_in_order(worker, pieces(), processors() if size > _WORTHWHILE else 1)) as results,
+        closing(map_in_order(worker, pieces(), usable_processors() if size > _WORTHWHILE else 1)) as results,
     ):
         for result in results:
             number, done, name = sent.popleft()

@@ -19,11 +19,6 @@ _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _job: Callable[..., Any] | None = None
 
 
-def processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def map_in_order(
     job: Callable[..., Any], pieces: Iterable[tuple[Any, ...]], processes: int
 ) -> Generator[Any, None, None]:

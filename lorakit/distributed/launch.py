@@ -46,7 +46,6 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[str], None], 
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), PARENT: str(os.getpid())}
-    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(processors() // count, 1))
     with _signals() as signals:
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # they are ours
         context: Any = start_processes(
@@ -64,11 +63,6 @@ def launch(count: int, arguments: Sequence[str], report: Callable[[str], None], 
         finally:
             context.close(signal.SIGKILL)  # what is left of them, with the processes that they started
     return _conclude(ends, signals, store, report, remedy)
-
-
-def processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

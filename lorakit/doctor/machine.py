@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import gibibytes
 from lorakit.atomic_io import cache_folder
-from lorakit.data.worker_pool import processors
 from lorakit.doctor.check import DoctorFinding, broken, import_error, note, ok, require_import, root_cause
 from lorakit.errors import UserError
+from lorakit.hardware.cgroups import read_cgroup_limits
 from lorakit.hardware.devices import visible_gpus
 from lorakit.hardware.drivers import hides_gpus, read_driver_gpus, read_other_gpus
-from lorakit.hardware.machine import processor, read_cgroup_limits, this_machine, usable_machine
+from lorakit.hardware.machine import processor, this_machine, usable_machine
+from lorakit.hardware.threads import usable_processors
 from lorakit.hardware.unsupported import UNSUPPORTED
 from lorakit.progress import Silent
 
@@ -42,8 +43,7 @@ def check_threads() -> Iterator[DoctorFinding]:
     require_import("torch")
     import torch
 
-    used, usable = torch.get_num_threads(), processors()
-    usable = max(1, int(min(usable, read_cgroup_limits().processors or usable)))
+    used, usable = torch.get_num_threads(), usable_processors()
     message = f"torch computes in {used} thread{'s' if used > 1 else ''}"
     variable = next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None)
     if used < usable and variable:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lorakit.errors import LorakitError, UserError
+from lorakit.hardware.threads import usable_processors
 
 _MOST_LINES = 40
 _FLOAT32 = 0  # ggml.h: GGML_TYPE_F32
@@ -85,7 +86,7 @@ def threads() -> int:
     """How many threads llama.cpp gets: OMP_NUM_THREADS, as torch does, else one for each core. More than there are free
     cores make it slower by far: its threads wait for each other in loops."""
     written = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(written) if written.isdigit() and int(written) else len(os.sched_getaffinity(0))
+    return int(written) if written.isdigit() and int(written) else usable_processors()
 
 
 def quantize(source: Path, target: Path, word: str) -> None:
@@ -93,7 +94,7 @@ def quantize(source: Path, target: Path, word: str) -> None:
     library = llama_cpp()
     library.lines.clear()
     settings = library.bindings.LlamaModelQuantizeParams()
-    settings.nthread = len(os.sched_getaffinity(0))
+    settings.nthread = usable_processors()
     settings.ftype = _FILE_TYPES[word]
     try:
         library.bindings.model_quantize(str(source), str(target), settings)
