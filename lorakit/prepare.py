@@ -211,7 +211,8 @@ def _prepare_alone(recipe: Recipe, machine: Machine, progress: Progress) -> Prep
     if info and info.spec:
         settled = prepared.recipe.train
         devices = devices_of(prepared.machine, world_size())
-        sized = size_run(prepared.recipe, info, info.spec, prepared.machine.is_gpu, devices)
+        card = machine.memory if machine.is_gpu else 0
+        sized = size_run(prepared.recipe, info, info.spec, machine.is_gpu, devices, card)
         memory = sized.memory(int(settled.micro_batch), report.longest, bool(settled.gradient_checkpointing))
         prepared = replace(prepared, expected=memory)
         refuse_to_offload(sized, report.longest)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lorakit.model.logit_chunks import CHUNK_LOGITS, chunk_logits
 from lorakit.model.spec import spec_from_config
 from lorakit.plan.activations import TrainingStep
 from lorakit.plan.memory import memory_by_moment, peak_memory, weight_bytes
@@ -175,3 +176,17 @@ def test_packs_hold_a_dense_mask_and_padded_rows_none():
     assert [masked("off", "sdpa", rows) for rows in (1, 2)] == [False, False]
     assert masked("on", "sdpa", 1) and not masked("on", "flash_attention_2", 2)
     assert not masked("off", "flash_attention_2", 2)
+
+
+def test_the_head_of_a_larger_card_has_more_logits_at_once_and_the_plan_counts_them():
+    """A 32nd of the card's memory at 12 bytes each; a processor and a small card 2^25."""
+    assert chunk_logits() == chunk_logits(8 << 30) == CHUNK_LOGITS == 1 << 25
+    assert 12 * chunk_logits(96 << 30) == pytest.approx(3 << 30)
+    spec, loss = spec_from_config(known_config("meta-llama/Llama-3.1-8B")), {}
+    adapted = count_trainable(spec, Adapter())
+    for gigabytes in (8, 96):
+        way = TrainingStep(rows=4, length=1024, trained=4096, card=gigabytes << 30)
+        loss[gigabytes] = memory_by_moment(spec, adapted, way)[0]
+        assert loss[gigabytes].moment == "loss"
+    positions = {gigabytes: chunk_logits(gigabytes << 30) // spec.vocabulary for gigabytes in loss}
+    assert loss[96].logits - loss[8].logits == 12 * spec.vocabulary * (positions[96] - positions[8])

@@ -3,6 +3,7 @@
 needs of them. Nothing but `cuda` on NVIDIA's cards was run (docs/devices.md).
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,12 @@ def gpu_of_torch(device: str) -> tuple[str, int, bool]:
         return "Apple GPU", torch.mps.recommended_max_memory(), torch.backends.mps.is_macos_or_newer(14, 0)
     gpu = torch.get_device_module(device).get_device_properties(0)
     return gpu.name, gpu.total_memory, device == "xpu" or gpu.major >= 8  # of AMD's all, from gfx900 on
+
+
+@functools.cache
+def memory_of(device: torch.device) -> int:
+    """The bytes of memory that a GPU has for us."""
+    return gpu_of_torch(device.type)[1]
 
 
 def free_memory_of(device: torch.device) -> int:

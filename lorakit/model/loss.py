@@ -18,6 +18,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lorakit.distributed.processes import largest
+from lorakit.hardware.accelerator import memory_of
+from lorakit.model.logit_chunks import CHUNK_LOGITS, chunk_logits
 from lorakit.model.trained_tokens import TrainedTokens, find_trained_tokens
 
 _WORTHWHILE = 12  # tokens: a shorter beginning is not worth a second pass over the layers
@@ -98,8 +100,7 @@ def _may_share(causal: Any) -> bool:
 # How far two ways to one number may differ, as a share, by the arithmetic: float32, or half precision.
 EXACT, HALF = 1e-4, 2e-2
 
-# Logits held at once, in numbers: 128 MiB in float32.
-_CHUNK_LOGITS = 1 << 25
+_CHUNK_LOGITS = CHUNK_LOGITS
 
 
 def supervised_loss(
@@ -122,7 +123,8 @@ def supervised_loss(
     """
     causal = causal_of(model)
     output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids, once, trained)
-    longest = max(1, _CHUNK_LOGITS // causal.config.get_text_config().vocab_size)
+    at_once = _CHUNK_LOGITS if hidden.device.type == "cpu" else chunk_logits(memory_of(hidden.device))
+    longest = max(1, at_once // causal.config.get_text_config().vocab_size)
     chunks = max(1, -(-len(targets) // longest))
     chunks = largest(chunks) if once else chunks
     # keeps a batch without trained tokens connected to the weights

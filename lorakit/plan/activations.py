@@ -38,6 +38,7 @@ class TrainingStep:
     optimizer: str = "adamw"
     accumulates: bool = False  # several micro-batches a step: gradients are there in the forward pass
     on_gpu: bool = True
+    card: int = 0  # bytes of memory of the GPU, where it is known
     trained_width: int = 4  # bytes of a trained number and of its gradient, and of each of AdamW's states
     devices: int = 1  # that train together: the rows here are those of one of them
     sharding: str = "none"  # what they share out besides rows

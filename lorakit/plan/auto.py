@@ -107,7 +107,8 @@ def resolve_auto(
         )
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
     chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
-    run = size_run(chosen, info, info.spec, machine.is_gpu, devices) if info and info.spec else None
+    card = machine.memory if machine.is_gpu else 0
+    run = size_run(chosen, info, info.spec, machine.is_gpu, devices, card) if info and info.spec else None
     if chosen.train.sharding == "auto":
         words = [word for word in _PREFERRED if not (buffers and word in _SHARES_BASE)]
         alone = ("none", "one device") if devices.count == 1 else None

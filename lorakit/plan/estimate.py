@@ -140,7 +140,7 @@ def plan_run(
     spec = facts.spec
     assert spec is not None
     settled, choices = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean, devices=devices)
-    load = size_run(settled, facts, spec, machine.is_gpu, devices)
+    load = size_run(settled, facts, spec, machine.is_gpu, devices, machine.memory if machine.is_gpu else 0)
     train = settled.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)
     longest = load.memory(micro, rows.longest, checkpointing)

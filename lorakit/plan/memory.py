@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.machine import Machine
+from lorakit.model.logit_chunks import chunk_logits
 from lorakit.model.quantization_config import CheckpointQuantization, describe_savings, missing_packages
 from lorakit.model.spec import ModelSpec
 from lorakit.plan.activations import TrainingStep, norm_bytes, saved_activations
@@ -29,9 +30,6 @@ from lorakit.recipe.adapter_kind import adapter_spec
 from lorakit.recipe.schema import Model, Recipe
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Logits that are held at once: lorakit/model/loss.py works through more of them in chunks, and computes a head that is
-# trained again in the backward pass.
-CHUNK_LOGITS = 1 << 25
 # Numbers of W + B A that DoRA's norm builds at once (lorakit/model/dora.py).
 DORA_ROWS = 1 << 22
 # bitsandbytes keeps a float32 for every 256 numbers of each of AdamW's two states in 8 bits.
@@ -201,7 +199,7 @@ def _logits(spec: ModelSpec, training: TrainingStep) -> int:
     """The head at its fullest: logits, their gradient in float32, and in half precision a copy in each type beside it;
     a soft cap keeps its tanh. Of the hidden states the trained ones, and their gradient."""
     width = DTYPE_BYTES[training.dtype]
-    positions = min(training.trained, max(1, CHUNK_LOGITS // spec.vocabulary))
+    positions = min(training.trained, max(1, chunk_logits(training.card) // spec.vocabulary))
     each = (12 if width < 4 else 8) + width * spec.logits_capped
     return 2 * training.trained * spec.hidden * width + positions * spec.vocabulary * each
 
@@ -285,6 +283,7 @@ class SizedRun:
     quantization: str  # the quantization in which the base is really held
     on_gpu: bool
     devices: Devices = ONE_DEVICE
+    card: int = 0  # bytes of memory of a GPU
 
     @property
     def rows(self) -> int:
@@ -310,6 +309,7 @@ class SizedRun:
             optimizer=recipe.train.optimizer,
             accumulates=rows < self.rows,
             on_gpu=self.on_gpu,
+            card=self.card,
             devices=self.devices.count,
             sharding="none" if recipe.train.sharding == "auto" else recipe.train.sharding,
             collectives=collectives_bytes(self.devices) if self.on_gpu else 0,
@@ -344,13 +344,15 @@ class SizedRun:
         return bisect_right(range(1, most + 1), budget, key=lambda rows: self.memory(rows, length, checkpointing).total)
 
 
-def size_run(recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool, devices: Devices = ONE_DEVICE) -> SizedRun:
-    """A recipe on a model, on a GPU or a processor, one or several; a `UserError` where its adapter chooses what the
-    model does not have."""
+def size_run(
+    recipe: Recipe, info: ModelInfo, spec: ModelSpec, on_gpu: bool, devices: Devices = ONE_DEVICE, card: int = 0
+) -> SizedRun:
+    """A recipe on a model, on a GPU with `card` bytes of memory or on a processor, one or several; a `UserError` where
+    its adapter chooses what the model does not have."""
     quantization, _ = effective_quantization(recipe.model, adapter_spec(recipe.adapter).quantizes, info)
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
         quantization = "q8" if info.stored and info.stored.bits == 8 else "nf4"
-    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu, devices)
+    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu, devices, card)
 
 
 def memory_budget(machine: Machine) -> int:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from lorakit.hardware.links import Link
 from lorakit.hardware.machine import Throughput
+from lorakit.model.logit_chunks import CHUNK_LOGITS, chunk_logits
 from lorakit.model.spec import WeightSpec
-from lorakit.plan.memory import CHUNK_LOGITS, DTYPE_BYTES, SizedRun, weight_bytes
+from lorakit.plan.memory import DTYPE_BYTES, SizedRun, weight_bytes
 from lorakit.plan.sharding import SHARED, Transfer, step_seconds
 
 # The share of tokens that are trained, where no row is known.
@@ -86,6 +87,7 @@ class Workload:
     trained_body: int = 0  # weights of the body that are trained themselves: full fine-tuning
     trained_head: bool = False
     dora: DoraWorkload | None = None
+    chunk: int = CHUNK_LOGITS  # logits that are held at once
     offloaded: int = 0  # bytes of activations that go to main memory and back, over the run
     held_out_tokens: int = 0  # that go forward through the body to score held-out rows, over all scorings of the run
     held_out_trained_tokens: int = 0
@@ -113,7 +115,7 @@ def flops_by_part(work: Workload) -> dict[str, float]:
     again, back = work.forwards - 1, work.layers_back / work.layers
     twice = work.dora.numbers if work.dora and work.dora.dropout else 0
     logits = work.trained_tokens / max(work.micro_batches, 1) * work.head / work.hidden
-    head_again = 2 if work.trained_head and logits > CHUNK_LOGITS else 0
+    head_again = 2 if work.trained_head and logits > work.chunk else 0
     held_out = work.held_out_tokens * (work.body + work.adapter) + work.held_out_trained_tokens * work.head
     recomputed = again * (work.tokens * 2 * (back * work.body + work.adapter + twice))
     recomputed += again * 2 * work.square_tokens * back * work.attention + work.trained_tokens * head_again * work.head
@@ -175,6 +177,7 @@ def run_workload(
         trained_body=trained_body,
         trained_head=adapted.full_fine_tuning and adapted.whole == spec.parameters,
         dora=DoraWorkload(layers, width < 4 or load.on_gpu, recipe.adapter.dropout > 0) if adapted.dora else None,
+        chunk=chunk_logits(load.card),
         offloaded=load.offloaded(examples, length, checkpointing),
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
