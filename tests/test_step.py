@@ -76,9 +76,10 @@ def runner_of(path, *overrides):
         {},
         {"adapter": {"dropout": 0.1}, "train": {"gradient_checkpointing": True}},
         {"data": {"packing": "on"}},
-        {"model": {"dtype": "bfloat16"}},
+        {"model": {"dtype": "bfloat16"}, "adapter": {"kind": "dora"}},
+        {"model": {"dtype": "bfloat16", "quantization": "nf4"}},
     ],
-    ids=["lora", "checkpointing", "packed", "bfloat16"],
+    ids=["lora", "checkpointing", "packed", "dora in bfloat16", "nf4 in bfloat16"],
 )
 def test_the_passes_of_a_step_wait_for_nothing_and_its_loss_is_read_at_once(recipe_file, settings):
     runner = runner_of(recipe_file(**settings), "train.micro_batch=2", "train.batch_size=8")
