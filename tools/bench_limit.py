@@ -14,6 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.hardware.threads import set_up_threads
+
+set_up_threads()  # as `lorakit` does, before torch is loaded
+
 import torch
 from bench_rows import BATCH, DEBIAN, KINDS, recipe_settings
 from transformers import TrainerCallback

@@ -109,9 +109,11 @@ def download(lines: list[str], version: str, folder: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     target = ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
     target += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    download = [*pip, "download", "--no-deps", *target, "-d", str(folder)]
+    if not subprocess.run([*download, *lines], capture_output=True).returncode:
+        return
     for line in lines:
-        done = subprocess.run([*pip, "download", "--no-deps", *target, "-d", str(folder), line], capture_output=True)
-        if done.returncode:
+        if subprocess.run([*download, line], capture_output=True).returncode:
             subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), line], check=True)
 
 
