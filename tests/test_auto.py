@@ -57,7 +57,7 @@ def test_dtype_follows_the_machine(machine, dtype):
 def taken(facts: ModelInfo, rows: int, checkpointing: bool, quantization: str = "none") -> int:
     """Bytes of a micro-batch of 1,024 tokens a row, as the memory model has it."""
     how = {"checkpointing": checkpointing, "quantization": quantization, "masked": False}
-    training = TrainingStep(rows, 1024, rows * 1024, **how)
+    training = TrainingStep(rows, 1024, rows * 1024, card=GPU.memory, **how)
     return peak_memory(facts.spec, count_trainable(facts.spec, Adapter()), training).total
 
 

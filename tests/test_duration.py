@@ -99,7 +99,9 @@ def test_operations_are_two_a_weight_token_and_pass():
 
 
 def test_the_head_is_counted_again_where_the_loss_computes_it_in_chunks():
-    few, many = (work("llama-3.1-8b", 1, length, square_tokens=0) for length in (200, 300))
+    """Where it is trained: of a frozen one nothing is computed again."""
+    plain = [work("llama-3.1-8b", 1, length, square_tokens=0) for length in (200, 300)]
+    few, many = (dataclasses.replace(one, trained_head=True) for one in plain)
     head = few.head * 2
     assert training_flops(many) / 300 - training_flops(few) / 200 == pytest.approx(head)
 

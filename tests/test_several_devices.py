@@ -120,8 +120,8 @@ def test_a_device_has_no_more_rows_than_its_part_of_the_step():
     ("gibibytes", "count", "word", "said"),
     [
         (24, 1, "none", "one device"),
-        (24, 4, "none", "every device holds the whole base: at least 17.0 GiB, of 22.1 GiB"),
-        (16, 4, "fsdp", "with the whole base on every device at least 17.0 GiB, of 14.7 GiB"),
+        (24, 4, "none", "every device holds the whole base: at least 17.4 GiB, of 22.1 GiB"),
+        (16, 4, "fsdp", "with the whole base on every device at least 17.1 GiB, of 14.7 GiB"),
         (16, 2, "fsdp", "with a part on each 12."),
         (8, 2, "fsdp", "with a part on each"),
     ],
@@ -169,8 +169,8 @@ def test_devices_share_out_computing_and_each_is_paid_for():
     one, four = planned(1), planned(4)
     assert 3.5 < one.time.likely / four.time.likely <= 4
     assert four.price.likely == pytest.approx(4 * four.time.likely / 3600)
-    # 16 rows on 3 devices: one has 6 of them, and the others wait for it.
-    assert planned(3).computing / planned(4).computing == pytest.approx(6 / 4, rel=0.05)
+    # 16 rows on 3 devices: one has 6 of them, and the others wait for it. All dequantize the weights once a step.
+    assert planned(3).computing / planned(4).computing == pytest.approx(6 / 4, rel=0.1)
 
 
 def test_processes_of_a_processor_share_its_cores_and_its_memory(monkeypatch):
