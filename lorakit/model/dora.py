@@ -8,8 +8,7 @@ has to be cast for the factored terms too, and to ask whether they cancel would 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -72,8 +71,7 @@ def factored_norms(weight: Tensor, squares: Tensor, a: Tensor, b: Tensor, scalin
     return norms
 
 
-@dataclass(frozen=True)
-class DoraProducts:
+class DoraProducts(NamedTuple):
     """How a layer computes, besides its tensors."""
 
     base: Any
@@ -124,7 +122,7 @@ class _Dora(torch.autograd.Function):
         wanted = x.dtype if isinstance(base, Linear4bit) else straight.dtype
         wanted = wanted if result is None else result.dtype
         output = output.to(wanted).addcmul_(straight, share)  # last, as the largest part: it is rounded once
-        ctx.save_for_backward(x.detach() if x.element_size() < seen.element_size() else seen, mask, straight)
+        ctx.save_for_backward(x if x.element_size() < seen.element_size() else seen, mask, straight)
         ctx.products, ctx.factors, ctx.vectors = products, (a, b), (scale, share, norm)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         return torch.ops.aten._unsafe_view(output, (*x.shape[:-1], output.shape[1]))

@@ -58,10 +58,7 @@ def fused_lora(model: Any, norms: Callable[..., Tensor] = row_norms) -> Iterator
     is as it was. `norms` takes the place of `row_norms`."""
     layers = [module for module in model.modules() if type(module) in FUSED_LAYERS]
 
-    def make(layer: Any) -> Callable[..., Tensor]:
-        return partial(_forward, layer, layer.forward, casts, RowNorms(norms))
-
-    with casts_of_steps() as casts, replace_forward(layers, make):
+    with casts_of_steps() as casts, replace_forward(layers, lambda layer: _FusedLayer(layer, casts, RowNorms(norms))):
         yield
 
 
@@ -88,48 +85,59 @@ def _unfused_reason(layer: Any) -> str | None:
         return type(variants[0]).__name__
     if any(getattr(layer.lora_B[name], "bias", None) is not None for name in names):
         return "bias"
-    if variants and not _owns_backward(layer.base_layer, hooked=True):
+    if variants and not _owns_backward(layer.base_layer):
         return f"DoRA on {type(layer.base_layer).__name__}"
     return None
 
 
 def _active(layer: Any) -> list[str]:
-    return [name for name in layer.active_adapters if name in layer.lora_A]
+    factors = layer.lora_A
+    return [name for name in layer.active_adapters if name in factors]
 
 
-def _owns_backward(base: Any, hooked: bool = False) -> bool:
-    """Whether a base is a frozen layer of a known kind, whose backward pass follows from its weight. What has hooks
-    gathers its weight around its own passes (DeepSpeed)."""
+def _owns_backward(base: Any) -> bool:
+    """Whether a base is a frozen layer of a known kind, whose backward pass follows from its weight."""
     if type(base) not in OWN_BASES or any(parameter.requires_grad for parameter in base.parameters()):
         return False
     if isinstance(base, Linear4bit) and getattr(base.weight, "quant_state", None) is None:
         return False
-    if isinstance(base, Linear8bitLt) and base.weight.dtype != torch.int8:
-        return False
-    return hooked or not (base._forward_hooks or base._forward_pre_hooks)
+    return not isinstance(base, Linear8bitLt) or base.weight.dtype == torch.int8
 
 
-def _forward(
-    layer: Any, peft_forward: Callable[..., Tensor], casts: Casts, norms: RowNorms, x: Tensor, *args: Any, **named: Any
-) -> Any:
-    adapts = not (args or named or layer.disable_adapters or layer.merged)
-    names = _active(layer) if adapts else []
-    if not names or _unfused_reason(layer):
-        return peft_forward(x, *args, **named)
-    kind, base = x.device.type, layer.base_layer
-    casting = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if casting else _factors(layer, names[0])[1].dtype
-    # bitsandbytes' int8 layers multiply in the format of what comes in, autocast or not.
-    base_dtype = dtype if casting and not isinstance(base, Linear8bitLt) else x.dtype
-    dropouts = [_dropout(layer.lora_dropout[name]) for name in names]
-    if names[0] in layer.lora_variant:
-        products = DoraProducts(base, dtype, base_dtype, layer.scaling[names[0]], dropouts[0], casts, norms)
-        return dora(products, x, *_factors(layer, names[0]), layer.lora_magnitude_vector[names[0]].weight)
-    own = _owns_backward(base)
-    scalings = tuple(_scaling(layer, name, casts) for name in names)
-    plain = LoraProducts(base if own else None, dtype, base_dtype, scalings, tuple(dropouts), casts)
-    factors = [factor for name in names for factor in _factors(layer, name)]
-    return lora(plain, x, None if own else base(x), factors)
+class _FusedLayer:
+    """The forward of one layer within `fused_lora`. What does not change while the adapters do not is looked up once:
+    Python's own time is what a GPU waits for where a micro-batch is small."""
+
+    def __init__(self, layer: Any, casts: Casts, norms: RowNorms) -> None:
+        self.layer, self.peft_forward, self.casts, self.norms = layer, layer.forward, casts, norms
+        self.base = layer.base_layer
+        self.owns_backward = _owns_backward(self.base)
+        self.is_int8 = isinstance(self.base, Linear8bitLt)
+        self.reasons: dict[tuple[str, ...], str | None] = {}  # why adapters are left to PEFT's forward, by their names
+
+    def __call__(self, x: Tensor, *args: Any, **named: Any) -> Any:
+        layer = self.layer
+        adapts = not (args or named or layer.disable_adapters or layer.merged)
+        names = tuple(_active(layer)) if adapts else ()
+        if names not in self.reasons:
+            self.reasons[names] = _unfused_reason(layer)
+        if not names or self.reasons[names]:
+            return self.peft_forward(x, *args, **named)
+        kind = x.device.type
+        casting = torch.is_autocast_enabled(kind)
+        pairs = [_factors(layer, name) for name in names]
+        dtype = torch.get_autocast_dtype(kind) if casting else pairs[0][1].dtype
+        # bitsandbytes' int8 layers multiply in the format of what comes in, autocast or not.
+        base_dtype = dtype if casting and not self.is_int8 else x.dtype
+        dropouts = tuple(_dropout(layer.lora_dropout[name]) for name in names)
+        scalings = tuple(_scaling(layer, name, self.casts) for name in names)
+        if names[0] in layer.lora_variant:
+            products = DoraProducts(self.base, dtype, base_dtype, scalings[0], dropouts[0], self.casts, self.norms)
+            return dora(products, x, *pairs[0], layer.lora_magnitude_vector[names[0]].weight)
+        # A base with hooks gathers its weight around its own passes (DeepSpeed).
+        own = self.owns_backward and not (self.base._forward_hooks or self.base._forward_pre_hooks)
+        plain = LoraProducts(self.base if own else None, dtype, base_dtype, scalings, dropouts, self.casts)
+        return lora(plain, x, None if own else self.base(x), [factor for pair in pairs for factor in pair])
 
 
 def _dropout(dropout: Any) -> float:

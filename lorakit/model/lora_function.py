@@ -8,8 +8,7 @@ accumulate into what is there already. A quantized weight is dequantized once in
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -35,7 +34,9 @@ class Casts:
 
     def of_factor(self, factor: Tensor, dtype: torch.dtype) -> Tensor:
         """An adapter's factor; one that was computed for this pass, and is no parameter, is cast anew."""
-        if factor.dtype == dtype or not isinstance(factor, torch.nn.Parameter):
+        if factor.dtype == dtype:
+            return factor
+        if not isinstance(factor, torch.nn.Parameter):
             return factor.detach().to(dtype)
         now = factor.data_ptr(), factor._version, factor.shape, dtype
         known = self._parameters.get(factor)
@@ -50,8 +51,10 @@ class Casts:
         return self._numbers[number]
 
     def of_input(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        if x.dtype == dtype or x.is_inference():
-            return x.detach().to(dtype)
+        if x.dtype == dtype:
+            return x
+        if x.is_inference():
+            return x.to(dtype)
         now = x._version, dtype
         if self._input is None or self._input[0]() is not x or self._input[1] != now:
             self._input = weakref.ref(x, self._drop_input), now, x.detach().to(dtype)
@@ -83,7 +86,17 @@ def frozen_weight(base: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(base, Linear8bitLt):  # as bitsandbytes does it in its backward pass (autograd/_functions.py)
         scales = base.state.SCB if base.state.SCB is not None else base.weight.SCB
         return base.weight.data.to(dtype).mul_(scales.to(base.weight.device).unsqueeze(1).mul(1.0 / 127.0))
-    return (base.weight.t() if isinstance(base, Conv1D) else base.weight).detach().to(dtype)
+    return cast(base.weight.t() if isinstance(base, Conv1D) else base.weight, dtype)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, without a call where it is no change: thousands of small calls keep a GPU waiting."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def as_no_view(flat: Tensor, output: Tensor) -> Tensor:
+    """A layer's output whose rows are `flat`; no view, since models change what a layer gives in place."""
+    return output if output._base is None and flat._base is output else torch.ops.aten._unsafe_view(flat, output.shape)
 
 
 def as_rows(tensor: Tensor) -> Tensor:
@@ -104,8 +117,7 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None
         total.add_(left @ right, alpha=scale)
 
 
-@dataclass(frozen=True)
-class LoraProducts:
+class LoraProducts(NamedTuple):
     """How a layer computes, besides its tensors. `base` is None where it has computed already, with a backward pass of
     its own."""
 
@@ -130,17 +142,15 @@ class _Lora(torch.autograd.Function):
         seen, masks = casts.of_input(x, dtype), []
         output = products.base(x) if result is None else result.clone()
         flat = as_rows(output)
-        for number, (scaling, dropout) in enumerate(zip(products.scalings, products.dropouts, strict=True)):
+        for number, dropout in enumerate(products.dropouts):
             dropped, mask = torch.native_dropout(seen, dropout, True) if dropout else (seen, None)
             masks.append(mask)
-            a, b = (casts.of_factor(factor, dtype) for factor in factors[2 * number : 2 * number + 2])
-            accumulate(flat, as_rows(dropped) @ a.t(), b.t(), scaling)
+            a, b = casts.of_factor(factors[2 * number], dtype), casts.of_factor(factors[2 * number + 1], dtype)
+            accumulate(flat, as_rows(dropped) @ a.t(), b.t(), products.scalings[number])
         needed = any(ctx.needs_input_grad[3:])
-        narrow = x.detach() if x.element_size() < seen.element_size() else seen
-        ctx.save_for_backward(narrow if needed else None, *masks)
+        ctx.save_for_backward((x if x.element_size() < seen.element_size() else seen) if needed else None, *masks)
         ctx.products, ctx.factors, ctx.shape, ctx.dtype = products, factors, x.shape, x.dtype
-        # Not a view: models add to what a layer gives in place.
-        return torch.ops.aten._unsafe_view(flat, output.shape)
+        return as_no_view(flat, output)
 
     @staticmethod
     @once_differentiable
@@ -150,10 +160,10 @@ class _Lora(torch.autograd.Function):
         to_result, rows = gradient if needs[2] else None, as_rows(gradient)
         to_x, to_factors = None, []
         if needs[1] and products.base is not None:
-            to_x = rows.to(products.base_dtype) @ frozen_weight(products.base, products.base_dtype)
-            to_x = to_x.to(ctx.dtype)  # before more is added
-        rows = rows.to(products.dtype)
-        seen = None if saved is None else as_rows(saved).to(products.dtype)
+            to_x = cast(rows, products.base_dtype) @ frozen_weight(products.base, products.base_dtype)
+            to_x = cast(to_x, ctx.dtype)  # before more is added
+        rows = cast(rows, products.dtype)
+        seen = None if saved is None else cast(as_rows(saved), products.dtype)
         for number, mask in enumerate(masks):
             mask = None if mask is None else as_rows(mask)
             pair = slice(2 * number, 2 * number + 2)
@@ -163,7 +173,7 @@ class _Lora(torch.autograd.Function):
             to_factors += of_pair
             if needs[1]:
                 to_x = _backward_of_input(products, number, ctx.factors[2 * number], to_low, mask, to_x)
-        to_x = None if to_x is None else to_x.to(ctx.dtype).view(ctx.shape)
+        to_x = None if to_x is None else cast(to_x, ctx.dtype).view(ctx.shape)
         return None, to_x, to_result, *to_factors
 
 
@@ -181,15 +191,15 @@ def _backward_of_factors(
     mask: Tensor | None,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The gradient of A x without its scale (tokens, rank), and those of A and B in their own formats."""
+    """The gradient of A x without its scale (tokens, rank), and those of A and B."""
     a, b = (products.casts.of_factor(factor, products.dtype) for factor in factors)
     to_low, scaling = rows @ b, _scaling_of_the_rest(products, number)
     if seen is None or not any(needs):
         return to_low, [None, None]
     left = seen if mask is None else seen * mask
-    to_a = product(to_low.t(), left, scaling).to(factors[0].dtype) if needs[0] else None
-    to_b = product(rows.t(), left @ a.t(), scaling).to(factors[1].dtype) if needs[1] else None
-    return to_low, [to_a, to_b]
+    to_a = product(to_low.t(), left, scaling) if needs[0] else None
+    to_b = product(rows.t(), left @ a.t(), scaling) if needs[1] else None
+    return to_low, [to_a, to_b]  # autograd gives them their parameter's format
 
 
 def _backward_of_input(
