@@ -61,11 +61,18 @@ def saved_bytes(model, tokens: int, padded: bool, computing) -> int:
 
 
 def measured(
-    family: str, settings: Adapter, half: bool, attention: str, padded: bool, made_of=spec_from_meta, kernels=NO_KERNELS
+    family: str,
+    settings: Adapter,
+    half: bool,
+    attention: str,
+    padded: bool,
+    made_of=spec_from_meta,
+    kernels=NO_KERNELS,
+    layers=fused_lora,
 ):
     """Bytes a token and bytes a pair of tokens, fitted to three lengths; and what the memory model says of them.
 
-    `made_of`: a config as a mapping -> the spec that the memory model is given.
+    `made_of`: a config as a mapping -> the spec that the memory model is given. `layers`: within which it computes.
     """
     torch.manual_seed(0)
     config = wide(family)
@@ -81,7 +88,7 @@ def measured(
         with contextlib.ExitStack() as stack:
             if hasattr(model, "peft_config"):
                 stack.enter_context(disable_input_dtype_casting(model, active=half))
-            stack.enter_context(fused_lora(model))
+            stack.enter_context(layers(model))
             stack.enter_context(use_kernels(model, kernels))
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
             yield
@@ -100,6 +107,7 @@ def measured(
         dropout=settings.dropout,
         on_gpu=False,
         kernels=bool(kernels),
+        written_out=layers is not fused_lora,
     )
     return token, pair, saved_activations(spec, adapted, way)[0]
 
@@ -148,6 +156,19 @@ def test_kernels_keep_less(family, settings, half):
 def test_other_choices(family, settings, half):
     token, _, found = measured(family, Adapter(**{"rank": 4} | settings), half, "sdpa", padded=True)
     assert found.per_token == pytest.approx(token, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "half", "share"),
+    [({}, True, 1), ({"dropout": 0.1}, True, 0.8), ({"kind": "dora"}, True, 0.8), ({"kind": "dora"}, False, 0.8)],
+)
+def test_adapted_layers_keep_less_than_peft_s(settings, half, share):
+    adapter = Adapter(**{"rank": 32} | settings)
+    theirs, _, said_of_theirs = measured("llama", adapter, half, "sdpa", False, layers=contextlib.nullcontext)
+    mine, _, said_of_mine = measured("llama", adapter, half, "sdpa", False)
+    assert mine < share * theirs
+    assert said_of_theirs.per_token == pytest.approx(theirs, rel=0.03)
+    assert said_of_mine.per_token == pytest.approx(mine, rel=0.02)
 
 
 @pytest.mark.parametrize(("family", "half"), [("llama", False), ("llama", True), ("gemma2", True)])

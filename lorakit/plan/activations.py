@@ -223,7 +223,7 @@ def _adapter(weight: WeightSpec, adapted: TrainableParams, way: TrainingStep) ->
     elif way.copies:
         total += weight.inner * 4
     if adapted.dora:
-        total += weight.outer * way.width * (1 if way.width == 4 else 2)
+        total += weight.outer * way.width * 2
     return total
 
 
