@@ -10,6 +10,8 @@ from model_families import FAMILIES
 from peft.helpers import disable_input_dtype_casting
 from transformers import AutoModelForCausalLM
 
+from lorakit.data.batches import collate_packed
+from lorakit.model.attention import use_varlen
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.kernels import Kernels, use_kernels
 from lorakit.model.loss import body_of
@@ -38,8 +40,9 @@ def wide(family: str):
     return config
 
 
-def saved_bytes(model, tokens: int, padded: bool, computing) -> int:
-    """What autograd keeps of a forward pass through the body of two rows, besides the model's own weights."""
+def saved_bytes(model, tokens: int, padded: bool, computing, flat: bool = False) -> int:
+    """What autograd keeps of a forward pass through the body of two rows, besides the model's own weights. `flat`: they
+    lie end to end in one."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     held, sizes = [], {}
 
@@ -55,8 +58,12 @@ def saved_bytes(model, tokens: int, padded: bool, computing) -> int:
     if padded:
         mask[0, -3:] = 0
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    given = {"input_ids": ids, "attention_mask": mask}
+    if flat:
+        rows = [{"input_ids": row, "labels": row} for row in ids.tolist()]
+        given = {name: value for name, value in collate_packed([rows], 0, flat=True).items() if name != "labels"}
     with computing(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        body_of(causal)(input_ids=ids, attention_mask=mask, use_cache=False)
+        body_of(causal)(use_cache=False, **given)
     return sum(sizes.values())
 
 
@@ -76,12 +83,15 @@ def measured(
     """
     torch.manual_seed(0)
     config = wide(family)
-    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    flat = attention == "varlen"
+    base = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa" if flat else attention)
     if half and settings.kind != "none":
         base = base.to(torch.bfloat16)
     base.requires_grad_(settings.kind == "none")
     spec = made_of(config.to_dict())
     model = attach_adapter(base, settings, 0, select_targets(base, settings)).train()
+    if flat:
+        use_varlen(base)
 
     @contextlib.contextmanager
     def computing():
@@ -94,7 +104,7 @@ def measured(
             yield
 
     lengths = (40, 80, 160)
-    sizes = [saved_bytes(model, length, padded, computing) for length in lengths]
+    sizes = [saved_bytes(model, length, padded, computing, flat) for length in lengths]
     _, token, pair = np.linalg.solve([[1, 2 * n, 2 * n * n] for n in lengths], sizes)
     adapted = count_trainable(spec, settings)
     way = TrainingStep(
@@ -118,6 +128,13 @@ def test_every_linear_layer_adapted(family, half):
     token, pair, found = measured(family, Adapter(rank=4), half, "sdpa", padded=True)
     assert found.per_token == pytest.approx(token, rel=0.08)
     assert found.per_pair == pytest.approx(pair, rel=0.02)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_rows_end_to_end_keep_nothing_for_pairs(half):
+    token, pair, found = measured("qwen3", Adapter(rank=4), half, "varlen", padded=False)
+    assert found.per_token == pytest.approx(token, rel=0.03)
+    assert found.per_pair == 0 and abs(pair) < 1e-9
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])

@@ -105,27 +105,53 @@ def test_weights_in_four_bits_leave_room_for_rows():
     assert chosen(GPU, LLAMA_8B, train=train, model=model)["train.micro_batch"] > small
 
 
-def test_flash_attention_is_taken_with_packing_where_it_is_installed(monkeypatch):
-    usual, flash = ("eager", "sdpa"), ("eager", "sdpa", "flash_attention_2")
+def test_rows_are_packed_on_a_gpu_by_the_best_attention_that_is_there(monkeypatch):
+    usual, flash = ("eager", "sdpa"), ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen")
+    hopper, amd = replace(GPU, name="NVIDIA H100 80GB HBM3"), replace(GPU, name="AMD Instinct MI300X")
 
     def choices(machine, attentions, **sections):
         settled, _ = resolve_auto(recipe(**sections), machine, SMOL, None, attentions)
         return settled.model.attention, settled.data.packing
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("lorakit.plan.attention.is_installed", lambda word: True)
     assert choices(GPU, flash) == ("flash_attention_2", "on")
+    assert choices(hopper, flash) == ("flash_attention_3", "on")
     assert choices(GPU, usual) == ("sdpa", "off")
     assert choices(OLD_GPU, flash) == ("sdpa", "off")
     assert choices(CPU, flash) == ("sdpa", "off")
     assert choices(GPU, flash, model=Model(base="a/b", dtype="float32")) == ("sdpa", "off")
-    assert choices(replace(GPU, here=False), flash) == ("sdpa", "off")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choices(replace(GPU, here=False), flash) == ("varlen", "on")
+    packed = Recipe(model=Model(base="a/b"), data=Data(train="a/b", packing="off"))
+    assert resolve_auto(packed, GPU, SMOL, None, flash)[0].model.attention == "sdpa"
+    monkeypatch.setattr("lorakit.plan.attention.is_installed", lambda word: word == "varlen")
+    assert choices(hopper, flash) == choices(GPU, flash) == ("varlen", "on")
+    assert choices(amd, flash) == ("sdpa", "off")
+    monkeypatch.setattr("lorakit.plan.attention.is_installed", lambda word: False)
     assert choices(GPU, flash) == ("sdpa", "off")
+
+
+def test_an_attention_that_the_machine_or_the_family_lacks_is_refused():
+    def refused(attention, machine=GPU, attentions=("eager", "sdpa"), **model):
+        settings = Model(base="a/b", attention=attention, **model)
+        with pytest.raises(UserError) as error:
+            resolve_auto(recipe(model=settings), machine, SMOL, None, attentions)
+        return str(error.value)
+
+    varlen = ("eager", "sdpa", "varlen")
+    assert "which this family has not. Write sdpa" in refused("varlen")
+    assert "half precision on a GPU" in refused("varlen", attentions=varlen, dtype="float32")
+    assert "needs a GPU with bfloat16" in refused("varlen", OLD_GPU, varlen)
+    assert "needs a GPU with bfloat16" in refused("flash_attention_3", CPU)
+    assert "needs the package flash-attn-3" in refused("flash_attention_3")
+    settings = recipe(model=Model(base="a/b", attention="varlen"))
+    assert resolve_auto(settings, CPU, SMOL, None, varlen)[0].data.packing == "on"
 
 
 def test_the_attentions_of_a_family_are_known_from_its_config():
     from model_families import FAMILIES
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    from lorakit.model.attention import takes_varlen
 
     known = {one["config"]["model_type"]: one["config"] for one in known_models()}
     configs = {family.config.model_type: family.config.to_dict() for family in FAMILIES.values()} | known
@@ -136,6 +162,8 @@ def test_the_attentions_of_a_family_are_known_from_its_config():
         if facts is not None:
             assert ("sdpa" in facts.attentions) == kind._supports_sdpa, model_type
             assert kind._supports_flash_attn or "flash_attention_2" not in facts.attentions, model_type
+            made = CONFIG_MAPPING[model_type].from_dict(config)
+            assert takes_varlen(kind, made) or "varlen" not in facts.attentions, model_type
 
 
 def test_eager_attention_is_planned_where_a_family_has_no_other():
@@ -208,10 +236,9 @@ def test_layers_that_the_config_does_not_have_are_refused_before_loading(layers)
         refuse_by_config(recipe(adapter=Adapter(layers=good)), uncounted)
 
 
-def test_settings_that_cannot_work_here_are_refused(monkeypatch):
+def test_settings_that_cannot_work_here_are_refused():
     with pytest.raises(UserError, match="float16 needs a GPU"):
         resolve_auto(recipe(model=Model(base="a/b", dtype="float16")), CPU, None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package flash-attn"):
         resolve_auto(recipe(model=Model(base="a/b", attention="flash_attention_2")), GPU, None)
 
@@ -235,7 +262,7 @@ def test_facts_are_read_from_configs_of_several_shapes(tmp_path):
         return read_model_info(tmp_path)
 
     assert facts(model_type="gpt2", n_embd=64, n_layer=3, n_head=4, n_positions=99) == ModelInfo(
-        *("gpt2", 64, 3, 1024.0), positions=Positions(99, True, "n_positions in its config.json")
+        *("gpt2", 64, 3, 1024.0), positions=Positions(99, True, "n_positions in its config.json"), plain_attention=True
     )
     nested = {"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     assert facts(model_type="gemma3", text_config=nested).model_type == "gemma3_text"

@@ -14,11 +14,14 @@ from test_step import longest_first
 from test_training import interrupted_after
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from lorakit.data.batches import collate_packed
 from lorakit.errors import LorakitError
 from lorakit.hardware.memory import free_memory, measure_peak
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
+from lorakit.model.attention import _of_gpu, _row_by_row, use_varlen
 from lorakit.model.load import load_model, summarize_quantization
+from lorakit.model.loss import body_of
 from lorakit.model.resolve import Base
 from lorakit.prepare import prepare_run, reopen_run
 from lorakit.progress import Silent
@@ -248,3 +251,67 @@ def test_the_optimizer_is_fused_and_segments_expand(recipe_file, tmp_path, wide_
     assert "expandable_segments:True" in run.read_manifest()["machine"]["allocator"]
     state = torch.load(run.complete_checkpoints()[-1] / "optimizer.pt", weights_only=True)
     assert all(group["fused"] for group in state["param_groups"]) and len(state["param_groups"]) == 2
+
+
+SHAPES = {
+    "as many keys as queries": (4, 4, 64, 64, None),
+    "keys that heads share": (8, 2, 64, 64, None),
+    "a window": (4, 2, 128, 128, 16),
+    "heads of no multiple of 8": (4, 2, 20, 20, None),
+    "narrower values": (4, 4, 48, 32, None),
+    "wide heads": (2, 1, 256, 256, None),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_variable_length_attention_equals_each_row_alone(shape, dtype):
+    heads, shared, width, values, window = SHAPES[shape]
+    torch.manual_seed(0)
+    lengths = [200, 33, 1, 90]
+    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
+    sizes = ((heads, width), (shared, width), (shared, values))
+    parts = [torch.randn(1, number, sum(lengths), size, device="cuda") for number, size in sizes]
+    seed = torch.randn(1, sum(lengths), heads, values, device="cuda")
+
+    def output_and_gradients(precision, attend):
+        inputs = [part.to(precision).requires_grad_() for part in parts]
+        output = attend(*inputs, None, window, starts, max(lengths))
+        output.backward(seed.to(precision))
+        return [output.detach().float(), *(one.grad.float() for one in inputs)]
+
+    exact = output_and_gradients(torch.float32, _row_by_row)
+    for found, alone, expected in zip(
+        output_and_gradients(dtype, _of_gpu), output_and_gradients(dtype, _row_by_row), exact, strict=True
+    ):
+        rounding = (alone - expected).abs().max()
+        assert (found - expected).abs().max() <= 3 * rounding + 1e-2 * expected.abs().max()
+
+
+def test_a_run_packs_by_variable_length_attention_of_itself_and_learns_the_same(recipe_file, tmp_path, wide_base):
+    path = recipe_file(model={"base": str(wide_base)}, train=TRAIN)
+    found = {}
+    for words in ((), ("model.attention=varlen", "data.packing=off"), ("model.attention=sdpa", "data.packing=off")):
+        run, _ = run_recipe(path, tmp_path / str(len(found)), *words)
+        found[words] = losses(run)
+    settled = {choice["path"]: choice["value"] for choice in Run(tmp_path / "0").read_manifest()["auto"]}
+    assert settled["data.packing"] == "on" and settled["model.attention"] in ("varlen", "flash_attention_2")
+    packed, alone, plain = found.values()
+    assert packed == pytest.approx(plain, rel=3e-2) and alone == pytest.approx(plain, rel=3e-2)
+
+
+def test_packs_in_variable_length_attention_wait_for_the_gpu_in_no_layer(wide_base):
+    model = on_gpu(wide_base, attention="varlen")
+    use_varlen(model)
+    some = [{"input_ids": list(range(5, 5 + n)), "labels": list(range(5, 5 + n))} for n in (30, 12)]
+    pack = collate_packed([some], 0, flat=True)
+    pack = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in pack.items()}
+    body = body_of(model)
+    given = {name: value for name, value in pack.items() if name != "labels"}
+    body(use_cache=False, **given)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        body(use_cache=False, **given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

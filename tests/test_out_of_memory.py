@@ -59,13 +59,13 @@ def small_memory(monkeypatch):
     def put(small: Small) -> Small:
         real = micro_batching.supervised_loss
 
-        def limited(model, input_ids, *arguments):
+        def limited(model, input_ids, **named):
             if not torch.is_grad_enabled():
-                return real(model, input_ids, *arguments)
+                return real(model, input_ids, **named)
             assert all(reference() is None for reference in small.held), "the failed pass is still held"
             if not small.backward:
                 small.check(model, input_ids.numel())
-            total, count = real(model, input_ids, *arguments)
+            total, count = real(model, input_ids, **named)
             if small.backward:
                 failing = total * 1.0
                 small.held = [weakref.ref(failing)]
@@ -232,12 +232,12 @@ def test_a_held_out_evaluation_takes_fewer_rows(recipe_file, tmp_path, monkeypat
     planned, whole = run_recipe(path, tmp_path / "planned")
     real, seen = micro_batching.supervised_loss, []
 
-    def limited(model, input_ids, *arguments):
+    def limited(model, input_ids, **named):
         if not torch.is_grad_enabled():
             seen.append(len(input_ids))
             if len(input_ids) > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(model, input_ids, *arguments)
+        return real(model, input_ids, **named)
 
     monkeypatch.setattr(micro_batching, "supervised_loss", limited)
     run, outcome = run_recipe(path, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 import json
 
+import model_families
 import pytest
 import torch
 import transformers
@@ -10,7 +11,12 @@ from hypothesis import strategies as st
 from runs_of_tests import run_recipe
 
 from lorakit.data.batches import collate, collate_packed, first_fit_decreasing
-from lorakit.model.loss import losses_agree, supervised_loss
+from lorakit.errors import UserError
+from lorakit.model.attention import takes_varlen, use_varlen
+from lorakit.model.load import load_model
+from lorakit.model.loss import full_logits_loss, losses_agree, supervised_loss
+from lorakit.model.resolve import Base
+from lorakit.recipe.schema import Model
 
 SIZES = {
     "vocab_size": 97,
@@ -40,11 +46,16 @@ def tiny(family: str, attention: str):
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
-def rows(*lengths: int) -> list[dict]:
+def packs_flat(family) -> bool:
+    config = family.config
+    return takes_varlen(transformers.AutoModelForCausalLM._model_mapping[type(config)], config)
+
+
+def rows(*lengths: int, vocabulary: int = 97) -> list[dict]:
     generator = torch.Generator().manual_seed(3)
     made = []
     for length in lengths:
-        ids = torch.randint(3, 97, (length,), generator=generator).tolist()
+        ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
         made.append({"input_ids": ids, "labels": [-100] * (length // 3) + ids[length // 3 :]})
     return made
 
@@ -105,6 +116,62 @@ def test_each_example_has_the_same_loss_in_a_pack_in_a_batch_and_alone(attention
             at += len(row["labels"])
 
 
+@pytest.mark.parametrize("name", [name for name, family in model_families.FAMILIES.items() if packs_flat(family)])
+def test_rows_end_to_end_have_the_loss_and_gradients_that_they_have_apart(name):
+    torch.manual_seed(0)
+    config = model_families.FAMILIES[name].config
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = 7
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    some = rows(20, 9, 1, 6, vocabulary=60)
+    alone = sum(supervised_loss(model, **collate([row], 0))[0] for row in some)
+    alone.backward()
+    expected = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    use_varlen(model)
+    packed, _ = supervised_loss(model, attention_mask=None, **collate_packed([some[:2], some[2:]], 0, flat=True))
+    packed.backward()
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-5)
+    for key, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(key).grad, gradient, atol=2e-5, rtol=1e-4)
+    padded, _ = supervised_loss(model, **collate(some, 0))
+    torch.testing.assert_close(padded, alone, atol=1e-4, rtol=1e-5)
+
+
+def test_an_attention_that_varlen_does_not_compute_is_refused_and_never_left_out():
+    pack = collate_packed([rows(9, 6, vocabulary=60)], 0, flat=True)
+    for family in ("gemma2", "gpt-oss"):
+        model = transformers.AutoModelForCausalLM.from_config(model_families.FAMILIES[family].config)
+        use_varlen(model)
+        with pytest.raises(UserError, match="varlen does not do what this model asks of attention"):
+            supervised_loss(model, attention_mask=None, **pack)
+    model = tiny("Llama", "sdpa")
+    use_varlen(model)
+    with pytest.raises(UserError, match="keys from a cache"):
+        model.generate(pack["input_ids"], max_new_tokens=2, do_sample=False)
+
+
+def test_the_check_before_a_run_sees_varlen_against_the_models_own_attention():
+    model = tiny("Mistral", "sdpa")
+    batch = collate(rows(20, 9), 0)
+    with torch.no_grad():
+        expected = full_logits_loss(model, **batch)
+        use_varlen(model)
+        assert torch.equal(full_logits_loss(model, **batch), expected)
+    assert model.config._attn_implementation == "varlen"
+
+
+def test_a_model_is_loaded_with_sdpa_so_that_a_run_with_varlen_generates(tiny_base):
+    settings = Model(base=str(tiny_base), dtype="float32", attention="varlen")
+    assert load_model(Base("tiny", tiny_base, "local"), settings, "cpu").config._attn_implementation == "sdpa"
+
+
+def test_where_the_rows_of_a_flat_pack_begin_is_in_it():
+    pack = collate_packed([rows(20, 9), rows(6)], 0, flat=True)
+    assert pack["cu_seq_lens_q"].tolist() == pack["cu_seq_lens_k"].tolist() == [0, 20, 29, 35]
+    assert pack["max_length_q"] == 20 and pack["input_ids"].shape == (1, 35)
+
+
 def test_a_model_that_mixes_what_is_packed_is_found_out():
     pack = rows(20, 9)
 
@@ -120,7 +187,14 @@ def test_a_model_that_mixes_what_is_packed_is_found_out():
     assert not same_in_a_pack(mamba)
 
 
-@pytest.mark.parametrize("settings", [[], ["train.micro_batch=1"], ["model.attention=eager"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.attention=varlen", "train.gradient_checkpointing=true"],
+        ["train.micro_batch=1"],
+        ["model.attention=eager"],
+    ],
+)
 def test_a_packed_run_is_the_same_run(recipe_file, tmp_path, settings):
     losses = {}
     for packing in ("off", "on"):
@@ -129,3 +203,20 @@ def test_a_packed_run_is_the_same_run(recipe_file, tmp_path, settings):
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         losses[packing] = [line.get("loss", line.get("eval_loss")) for line in log]
     assert losses["on"] == pytest.approx(losses["off"], rel=1e-4)
+
+
+def test_auto_goes_without_packs_that_leak_and_says_so_while_on_is_refused(monkeypatch, recipe_file, tmp_path):
+    monkeypatch.setattr("lorakit.plan.auto.choose_packing", lambda attention: ("on", "a test"))
+    monkeypatch.setattr("lorakit.train.preflight.collate_packed", leaking)
+    run, _ = run_recipe(recipe_file(), tmp_path / "auto", "model.attention=varlen")
+    (choice,) = [choice for choice in run.read_manifest()["auto"] if choice["path"] == "data.packing"]
+    assert choice["value"] == "off" and "another loss in one pack" in choice["reason"]
+    assert "packing: 'off'" in run.recipe.read_text()
+    with pytest.raises(UserError, match="does not keep packed rows apart"):
+        run_recipe(recipe_file(), tmp_path / "on", "model.attention=varlen", "data.packing=on")
+
+
+def leaking(packs, pad_token_id, flat=False):
+    """A pack whose tokens see others than their own row's."""
+    batch = collate_packed(packs, pad_token_id, flat)
+    return batch | {"input_ids": batch["input_ids"].flip(1)}

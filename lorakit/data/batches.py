@@ -4,7 +4,7 @@ the result does not depend on the machine. Packing puts rows end to end in one, 
 to the others; packs are made within the rows of a step."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, count
+from itertools import accumulate, chain, count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -128,13 +128,11 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
     return packs
 
 
-def collate_packed(
-    packs: Sequence[Sequence[dict[str, Any]]], pad_token_id: int, flat: bool = False
-) -> dict[str, torch.Tensor]:
+def collate_packed(packs: Sequence[Sequence[dict[str, Any]]], pad_token_id: int, flat: bool = False) -> dict[str, Any]:
     """Packs of rows as tensors (packs, tokens): input_ids, labels and position_ids. The positions of every row, and of
     the padding behind the last, begin at 0: so the attention of transformers knows what belongs together. No row's
     first token is trained: nothing of its own stands before it. `flat`: all packs in one, as variable-length attention
-    takes them."""
+    takes them, and where its rows begin and how long the longest is, by transformers' names (FlashAttentionKwargs)."""
     if flat:
         packs = [[row for pack in packs for row in pack]]
     width = max(sum(len(row["input_ids"]) for row in pack) for pack in packs)
@@ -146,4 +144,9 @@ def collate_packed(
     lengths = [[len(row["input_ids"]) for row in pack] for pack in packs]
     positions = [torch.cat([torch.arange(length) for length in (*row, width - sum(row))]) for row in lengths]
     batch = collate(joined, pad_token_id)
-    return {"input_ids": batch["input_ids"], "labels": batch["labels"], "position_ids": torch.stack(positions)}
+    packed = {"input_ids": batch["input_ids"], "labels": batch["labels"], "position_ids": torch.stack(positions)}
+    if not flat:
+        return packed
+    starts = torch.tensor([0, *accumulate(lengths[0])], dtype=torch.int32)
+    longest = max(lengths[0])
+    return packed | {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}

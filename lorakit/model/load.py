@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from lorakit.amounts import percent
 from lorakit.errors import BaseModelError, LorakitError, UserError
 from lorakit.hardware.memory import is_out_of_memory
+from lorakit.model.attention import VARLEN, takes_varlen
 from lorakit.model.config_values import read_json
 from lorakit.model.quantization_config import CheckpointQuantization, check_quantization, describe_savings
 from lorakit.model.resolve import Base
@@ -35,7 +36,8 @@ def load_model(base: Base, settings: Model, device: str, trainable: bool = False
     stored = check_quantization(base, settings, trainable)
     dtype = torch.float32 if trainable else DTYPES[settings.dtype]
     quantization = QUANTIZERS[settings.quantization].function(settings, dtype)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": settings.attention, "use_safetensors": True}
+    attention = "sdpa" if settings.attention == VARLEN else settings.attention  # which a training puts in
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
     options |= {"quantization_config": quantization} if quantization is not None else {}
     options |= {"device_map": {"": device}} if quantization is not None or stored else {}
     dequantizes = stored is not None and stored.treatment == "dequantized"
@@ -129,8 +131,10 @@ def attentions_of(base: Base) -> tuple[str, ...]:
         kind = AutoModelForCausalLM._model_mapping[type(config)]
     except (*DAMAGED, ImportError):
         return ("eager", "sdpa")  # loading says what is wrong
-    flags = {"sdpa": "sdpa", "flash_attention_2": "flash_attn", "flex_attention": "flex_attn"}
-    return ("eager", *(word for word, flag in flags.items() if getattr(kind, f"_supports_{flag}", False)))
+    flash = dict.fromkeys(("flash_attention_2", "flash_attention_3"), "flash_attn")
+    flags = {"sdpa": "sdpa", **flash, "flex_attention": "flex_attn"}
+    words = ["eager", *(word for word, flag in flags.items() if getattr(kind, f"_supports_{flag}", False))]
+    return (*words, VARLEN) if takes_varlen(kind, config) else tuple(words)
 
 
 def stored_dtype(base: Base) -> str:

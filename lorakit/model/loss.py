@@ -6,6 +6,7 @@ tokens are the same in every row, so they are computed for one row and every row
 """
 
 from dataclasses import replace
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lorakit.distributed.processes import largest
 from lorakit.hardware.accelerator import memory_of
+from lorakit.model.attention import plain_attention
 from lorakit.model.logit_chunks import CHUNK_LOGITS, chunk_logits
 from lorakit.model.trained_tokens import TrainedTokens, find_trained_tokens
 
@@ -49,19 +51,20 @@ def body_output(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     labels: Tensor,
-    position_ids: Tensor | None = None,
     once: bool = False,
     trained: TrainedTokens | None = None,
+    **packed: Any,
 ) -> tuple[Any, int]:
     """What the model's body gives for right-padded or packed rows, and how many leading tokens its states leave out.
     The last hidden states are (rows, tokens - left out, width); nothing before them predicts a trained token. `once`:
     the body is called once, whatever the rows are. `trained`: the trained tokens, where they were found before.
+    `packed`: by what the body tells packed rows apart.
 
     The body gets no mask of right-padded rows: in a causal model no token sees the padding behind it, and without a
     mask attention leaves out the half of all pairs that nobody sees, and keeps nothing for each pair."""
     body = body_of(causal)
     if attention_mask is None:
-        return body(input_ids=input_ids, position_ids=position_ids, use_cache=False), 0
+        return body(input_ids=input_ids, use_cache=False, **_known_arguments(body, packed)), 0
     if trained is None:
         trained = find_trained_tokens(input_ids, attention_mask, labels)
     shared, tokens = trained.shared, input_ids.shape[1]
@@ -73,6 +76,14 @@ def body_output(
             rest = input_ids[:, shared:]
             return body(input_ids=rest, attention_mask=attention_mask, past_key_values=cache, use_cache=True), shared
     return body(input_ids=input_ids, use_cache=False), 0
+
+
+def _known_arguments(body: Any, packed: dict[str, Any]) -> dict[str, Any]:
+    """Of what tells packed rows apart what the body knows: families that are older than FlashAttention's arguments go
+    by the positions."""
+    known = signature(body.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return {name: value for name, value in packed.items() if takes_any or name in known}
 
 
 def _saves(causal: Any, rows: int, shared: int, tokens: int) -> bool:
@@ -108,21 +119,21 @@ def supervised_loss(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     labels: Tensor,
-    position_ids: Tensor | None = None,
     once: bool = False,
     trained: TrainedTokens | None = None,
+    **packed: Any,
 ) -> tuple[Tensor, int]:
     """The summed cross-entropy of all trained tokens, in float32, and their number.
 
     `input_ids`, `attention_mask` and `labels` are (rows, tokens); labels are -100 where nothing is trained, and the one
-    at position t is predicted from what stands before it. `position_ids` (rows, tokens) are those of packed rows,
-    beginning anew with each; `attention_mask` is then None. `model` may be a PEFT model. `once`: several processes
-    call the layers alike: the body once, so that a beginning that all rows share is computed for each, and the head as
-    often as the one with the most tokens. `trained`: the rows' trained tokens, where they were found before: no pass
-    then waits for a device to find them.
+    at position t is predicted from what stands before it. `model` may be a PEFT model. `once`: several processes call
+    the layers alike: the body once, so that a beginning that all rows share is computed for each, and the head as often
+    as the one with the most tokens. `trained`: the rows' trained tokens, where they were found before: no pass then
+    waits for a device to find them. `packed`: of packed rows, whose `attention_mask` is None, what `collate_packed`
+    gives besides: position_ids (rows, tokens) that begin anew with each, and where flat ones begin.
     """
     causal = causal_of(model)
-    output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, position_ids, once, trained)
+    output, hidden, targets, _ = trained_states(causal, input_ids, attention_mask, labels, once, trained, **packed)
     at_once = _CHUNK_LOGITS if hidden.device.type == "cpu" else chunk_logits(memory_of(hidden.device))
     longest = max(1, at_once // causal.config.get_text_config().vocab_size)
     chunks = max(1, -(-len(targets) // longest))
@@ -145,14 +156,14 @@ def trained_states(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     labels: Tensor,
-    position_ids: Tensor | None = None,
     once: bool = False,
     trained: TrainedTokens | None = None,
+    **packed: Any,
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
     """What predicts the trained tokens: the body's output, its states (tokens, width), the tokens, their rows."""
     if trained is None:
         trained = find_trained_tokens(input_ids, attention_mask, labels)
-    output, skipped = body_output(causal, input_ids, attention_mask, labels, position_ids, once, trained)
+    output, skipped = body_output(causal, input_ids, attention_mask, labels, once, trained, **packed)
     states = output.last_hidden_state
     places = trained.rows * states.shape[1] + trained.columns - skipped
     return output, states.flatten(0, 1).index_select(0, places), trained.targets, trained.rows
@@ -246,14 +257,15 @@ def is_causal(model: Any, input_ids: Tensor, tolerance: float = EXACT) -> bool:
     """Whether the logits before the last token of one row stay the same when that token changes."""
     other = input_ids.clone()
     other[:, -1] = (other[:, -1] + 1) % model.get_input_embeddings().weight.shape[0]
-    with torch.no_grad():
+    with torch.no_grad(), plain_attention(causal_of(model)):
         one, two = (model(input_ids=ids, use_cache=False).logits[:, :-1].float() for ids in (input_ids, other))
     return bool((one - two).abs().max() <= tolerance * one.abs().max().clamp(min=1.0)) or not one.isfinite().all()
 
 
 def full_logits_loss(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
     """The summed cross-entropy of some rows as the model's own full logits give it."""
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+    with plain_attention(causal_of(model)):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
 
 

@@ -180,13 +180,14 @@ def _attention(spec: ModelSpec, weights: list[WeightSpec], way: TrainingStep) ->
     output = next((weight.inner for weight in weights if part(weight) == "closes"), spec.hidden)
     opening = [weight for weight in weights if part(weight) == "opens" and weight.inner == spec.hidden]
     opened = sum(weight.outer for weight in opening)
-    # Eager attention repeats keys and values always, others under a mask, but in flash form.
-    repeated = way.attention == "eager" or (way.masked and way.attention != "flash_attention_2")
+    repeated = way.attention == "eager" or (way.masked and way.attention == "sdpa")
     # A single head of keys is seen by all queries as it is; others are copied for those that share them.
     if repeated and spec.key_value * spec.heads > output > spec.key_value:
         opened += 2 * (output - spec.key_value)
     elif len(opening) == 1:  # the values are a view of the product, which stays as a whole beside what is rotated
         opened += output + spec.key_value
+    if way.attention == "varlen" and not way.on_gpu:  # the output of each row, and all in one
+        opened += output
     return way.width * (opened + output) + 4 * spec.heads
 
 

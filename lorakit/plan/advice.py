@@ -105,8 +105,8 @@ def _token_notes(plan: Plan) -> Iterator[Advice]:
         yield Advice("data.max_length", text, "the rows")
     if plan.padding > 0.25 and data.packing != "on":
         text = (
-            f"{percent(plan.padding)} of the tokens computed are padding. With flash_attention_2 packing saves "
-            "nearly all of it; with other attention a mask eats the gain"
+            f"{percent(plan.padding)} of the tokens computed are padding. With varlen or flash_attention_2 packing "
+            "saves nearly all of it; with eager and sdpa a mask eats the gain"
         )
         yield Advice("data.packing", text, "docs/data.md, Batches and packing")
 

@@ -1,6 +1,5 @@
 """Every `auto` of a recipe, resolved for one machine and one model, each with its reason."""
 
-import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,12 @@ from lorakit.hardware.gpus import slowest_gpu
 from lorakit.hardware.machine import Machine, gpu_throughput, has_own_memory
 from lorakit.hardware.unsupported import UNSUPPORTED
 from lorakit.model.quantization_config import refuse_quantization
+from lorakit.plan.attention import check_attention, choose_attention, choose_packing
 from lorakit.plan.memory import SizedRun, memory_budget, size_run
-from lorakit.plan.model_info import FLASH, ModelInfo
+from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import run_workload, training_seconds
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
+from lorakit.recipe.attention import ATTENTIONS
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.sharding import sharding_conflicts
 
@@ -85,16 +86,14 @@ def resolve_auto(
         dtype = choose("model.dtype", *_dtype(machine))
     elif model.dtype == "float16" and not machine.is_gpu:
         raise UserError("model.dtype: float16 needs a GPU; this machine has none. Write auto or float32.")
-    family = attentions or (info.attentions if info else ("eager", "sdpa"))
+    family = attentions or (info.attentions if info else tuple(ATTENTIONS))
     if model.attention == "auto":
-        attention = choose("model.attention", *_attention(recipe, machine, dtype, family))
+        word, reason = choose_attention(recipe, machine, dtype, family)
+        attention = choose("model.attention", word, reason if attentions or info else f"{reason}, if the family has it")
     else:
-        _check_attention(model.attention, machine, family)
+        check_attention(model.attention, machine, dtype, family, sure=attentions is not None)
     if recipe.data.packing == "auto":
-        reason = f"with {attention} a pack pays a dense mask, and rows batched by length have little padding to save"
-        if attention == FLASH:
-            reason = "variable-length attention takes rows end to end, without padding and without a mask"
-        choose("data.packing", "on" if attention == FLASH else "off", reason)
+        choose("data.packing", *choose_packing(attention))
     if recipe.train.optimizer == "auto":
         reason = "an adapter's states are small, and 32 bits keep them exact"
         if trains_all(recipe.adapter):
@@ -134,20 +133,6 @@ def _refuse_unsupported(recipe: Recipe, machine: Machine) -> None:
         raise UserError(f"train.offload_activations: {reason}. Write false.")
 
 
-def _check_attention(attention: str, machine: Machine, family: tuple[str, ...]) -> None:
-    """Refuse an attention that this machine or the model's family does not have."""
-    other = "sdpa" if "sdpa" in family else "eager"
-    if attention == "sdpa" and attention not in family:
-        raise UserError("model.attention: transformers has no sdpa for this family. Write auto or eager.")
-    if attention == "flex_attention" and not machine.is_gpu:
-        raise UserError(f"model.attention: {attention} trains on a GPU only; this machine has none. Write {other}.")
-    if attention == FLASH and not (machine.is_gpu and machine.bfloat16):
-        missing = f"{FLASH} needs a GPU with bfloat16, which {machine.name} is not"
-        raise UserError(f"model.attention: {missing}. Write {other}.")
-    if attention == FLASH and machine.here and not importlib.util.find_spec("flash_attn"):
-        raise UserError(f"model.attention: {FLASH} needs the package flash-attn. Install it, or write {other}.")
-
-
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values, by dotted key."""
     for key, value in values.items():
@@ -166,16 +151,6 @@ def _dtype(machine: Machine) -> tuple[str, str]:
     if machine.is_gpu:
         return "bfloat16", f"{machine.name} computes in it, and its range needs no loss scaling"
     return "bfloat16", "this processor multiplies bfloat16 matrices in tiles (AMX)"
-
-
-def _attention(recipe: Recipe, machine: Machine, dtype: str, attentions: tuple[str, ...]) -> tuple[str, str]:
-    # FlashAttention 2 computes in half precision, on cards that have bfloat16 (its README).
-    possible = machine.device == "cuda" and machine.bfloat16 and dtype != "float32" and FLASH in attentions
-    if possible and machine.here and recipe.data.packing != "off" and importlib.util.find_spec("flash_attn"):
-        return FLASH, "flash-attn is installed: rows are packed end to end, without padding and without a mask"
-    if "sdpa" in attentions:
-        return "sdpa", "runs on every device, as fast as any on unpacked rows"
-    return "eager", "this family has no sdpa"
 
 
 def _choose_micro_batch(

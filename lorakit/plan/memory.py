@@ -27,6 +27,7 @@ from lorakit.plan.sharding import (
 )
 from lorakit.plan.trainable_params import TrainableParams, count_trainable
 from lorakit.recipe.adapter_kind import adapter_spec
+from lorakit.recipe.attention import ATTENTIONS
 from lorakit.recipe.schema import Model, Recipe
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -293,7 +294,6 @@ class SizedRun:
     def step(self, rows: int, length: int, checkpointing: bool) -> TrainingStep:
         """A step with micro-batches of so many rows, each of so many tokens."""
         recipe = self.recipe
-        packed, flash = recipe.data.packing == "on", recipe.model.attention == "flash_attention_2"
         return TrainingStep(
             rows=rows,
             length=length,
@@ -304,7 +304,7 @@ class SizedRun:
             attention=recipe.model.attention,
             checkpointing=checkpointing,
             offloading=recipe.train.offload_activations,
-            masked=packed and not flash,
+            masked=recipe.data.packing == "on" and ATTENTIONS[recipe.model.attention].dense_mask,
             dropout=recipe.adapter.dropout,
             optimizer=recipe.train.optimizer,
             accumulates=rows < self.rows,

@@ -20,6 +20,7 @@ from lorakit.model.quantization_config import CheckpointQuantization, parse_quan
 from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, converted_folder
 from lorakit.model.spec import ModelSpec, is_known_family, spec_from_config
 from lorakit.recipe.adapter_kind import trains_all
+from lorakit.recipe.attention import is_plain_attention
 from lorakit.recipe.export_target import parse_target
 from lorakit.recipe.schema import Model, Recipe, Spectrum
 
@@ -34,7 +35,7 @@ _WITHOUT_SDPA = """
     mimo_v2_flash mpt mvp openai-gpt prophetnet reformer rembert roformer rwkv trocr vaultgemma xglm xlm xlnet xlstm
 """
 
-FLASH = "flash_attention_2"
+_FLASH = ("flash_attention_2", "flash_attention_3")
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,15 @@ class ModelInfo:
     spec: ModelSpec | None = None  # what it is made of, where its family is counted from the config
     dtype: str | None = None  # the number format in which the weights lie on disk
     positions: Positions | None = None  # how long a row may be; None where the model has no limit
+    plain_attention: bool = False  # whether variable-length attention can compute what its config says
 
     @property
     def attentions(self) -> tuple[str, ...]:
-        """The attention implementations that the family has, of the usual three; FlashAttention of those counted."""
+        """The attention implementations that the family has; FlashAttention and torch's own of those counted."""
         sdpa = () if self.model_type in _WITHOUT_SDPA.split() else ("sdpa",)
-        flash = (FLASH,) if is_known_family({"model_type": self.model_type}) else ()
-        return "eager", *sdpa, *flash
+        flash = _FLASH if is_known_family({"model_type": self.model_type}) else ()
+        varlen = ("varlen",) if sdpa and flash and self.plain_attention else ()
+        return "eager", *sdpa, *flash, *varlen
 
 
 def find_model_info(base: str, revision: str) -> ModelInfo | None:
@@ -130,6 +133,7 @@ def parse_model_info(whole: dict[str, Any]) -> ModelInfo | None:
         spec=spec_from_config(whole),
         dtype=config.get("dtype") or config.get("torch_dtype") or whole.get("dtype") or whole.get("torch_dtype"),
         positions=positions_of(whole),
+        plain_attention=is_plain_attention(config),
     )
 
 

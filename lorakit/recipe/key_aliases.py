@@ -21,7 +21,10 @@ _KEYS: dict[tuple[str, str], str] = {
     ("model.attention: sdpa", ""): "sdp_attention",
     ("model.attention: eager", ""): "eager_attention",
     ("model.attention: flex_attention", ""): "flex_attention",
-    ("model.attention", "It takes auto, eager, sdpa, flash_attention_2 or flex_attention"): """
+    (
+        "model.attention",
+        "It takes auto, eager, sdpa, varlen, flash_attention_2, flash_attention_3 or flex_attention",
+    ): """
         attn_implementation xformers_attention s2_attention""",
     ("model.chat_template", ""): "prompt_template prompt_style chat_template_jinja template",
     ("model.template_variables", "It takes {enable_thinking: false}"): "chat_template_kwargs enable_thinking",
@@ -117,7 +120,12 @@ _OF_A_SOURCE = {
 
 _QUANTIZATIONS = {"q4": "fp4", "q8": "int8 8 8bit 8-bit", "nf4": "int4 4 4bit 4-bit bnb bitsandbytes"}
 _DTYPES = {"float32": "fp32 float", "float16": "fp16 half", "bfloat16": "bf16"}
-_ATTENTIONS = {"flash_attention_2": "flash fa2 flash_attn", "sdpa": "xformers sdp", "flex_attention": "flex"}
+_ATTENTIONS = {
+    "flash_attention_2": "flash fa2 flash_attn",
+    "flash_attention_3": "fa3",
+    "sdpa": "xformers sdp",
+    "flex_attention": "flex",
+}
 _ADAMW_8BIT = {"adamw-8bit": "adamw_torch_8bit adamw_8bit adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
 _OPTIMIZERS = {"adamw": "adam adamw_torch adamw_torch_fused", "paged-adamw": "paged_adamw_32bit", **_ADAMW_8BIT}
 _COSINES = "cosine_with_restarts cosine_with_min_lr"

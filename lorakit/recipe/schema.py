@@ -77,8 +77,10 @@ class Model(Section):
     """How the frozen weights are compressed while the adapter trains."""
     double_quant: bool = True
     """Quantize the quantization constants too. 4-bit only."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
-    """The attention implementation."""
+    attention: Literal[
+        "auto", "eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention"
+    ] = "auto"
+    """The attention implementation. `varlen` is torch's own FlashAttention over rows that are packed end to end."""
     chat_template: FilePath | None = None
     """A `.jinja` file used instead of the tokenizer's own chat template."""
     template_variables: dict[NotEmpty, TemplateValue] = {}

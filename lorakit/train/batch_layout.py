@@ -32,19 +32,20 @@ def length_of(pack: Pack) -> int:
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows or packs that are computed at once, as tensors (rows or packs, tokens) on a device, and where their trained
-    tokens are."""
+    tokens are. `tensors` have the arguments of the loss by name, of flat packs numbers too."""
 
     packs: list[Pack]
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, Any]
     trained: TrainedTokens
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on a device. To a GPU it goes from pinned memory, while the GPU computes: nobody waits for it."""
-        tensors, trained = self.tensors, self.trained
+        tensors = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, torch.Tensor)}
+        trained = self.trained
         if pins := device.type == "cuda":
             tensors, trained = {name: tensor.pin_memory() for name, tensor in tensors.items()}, trained.pin_memory()
         moved = {name: tensor.to(device, non_blocking=pins) for name, tensor in tensors.items()}
-        return MicroBatch(self.packs, moved, trained.to(device, non_blocking=pins))
+        return MicroBatch(self.packs, self.tensors | moved, trained.to(device, non_blocking=pins))
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from lorakit.model.loss import supervised_loss
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
+from lorakit.recipe.attention import ATTENTIONS
 from lorakit.train.batch_layout import BatchLayout, MicroBatch, Pack, length_of, without_labels
 from lorakit.train.gradient_checkpointing import (
     set_gradient_checkpointing,
@@ -102,7 +103,7 @@ class MicroBatchRunner:
             pad_token_id(prepared.tokenizer),
             longest=int(prepared.train.lengths().max()),
             packs=recipe.data.packing == "on",
-            flat=recipe.model.attention == "flash_attention_2",
+            flat=recipe.data.packing == "on" and ATTENTIONS[recipe.model.attention].flat,
         )
         self.ahead: StepBatches | None = None
         self.backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
@@ -273,11 +274,10 @@ class MicroBatchRunner:
             return float(loss), count
 
     def _summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
-        names = ("input_ids", "attention_mask", "labels", "position_ids")
         once = self.sharding.is_collective
         with autocast(self.device, self.recipe.model.dtype, keeps_casts=not once):
-            tensors = (batch.tensors.get(name) for name in names)
-            return self.run(supervised_loss, self.model, *tensors, once, batch.trained)
+            given = {"attention_mask": None, **batch.tensors, "once": once, "trained": batch.trained}
+            return self.run(supervised_loss, self.model, **given)
 
     def _check_finite(self, loss: StepLoss, parts: list[float]) -> None:
         for (batch, _), part in zip(loss.micro_batches, parts, strict=True):

@@ -20,9 +20,11 @@ from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import EXACT, HALF, full_logits_loss, is_causal, losses_agree, supervised_loss
 from lorakit.model.tokenizer import pad_token_id
+from lorakit.plan.auto import Choice, with_values
 from lorakit.plan.trainable_params import LEAST_PAGED
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
+from lorakit.recipe.attention import ATTENTIONS
 from lorakit.train.batch_layout import MicroBatch, count_trained_tokens
 from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations
 from lorakit.train.offloading import offload_activations
@@ -169,9 +171,10 @@ def _trained(model: Any) -> list[Any]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> None:
+def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> Prepared:
     """Check on two short rows that the loss is that of the model's full logits: families differ in head and body. All
-    processes make the same passes, through `run`."""
+    processes make the same passes, through `run`. What is to be trained: without packs where `auto` chose them, and
+    this model does not keep their rows apart."""
     rows = _two_rows(prepared.train.rows)
     device, pad = next(model.parameters()).device, pad_token_id(prepared.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad).items()}
@@ -188,14 +191,11 @@ def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> None:
                     f"damaged: fetch the model again.{remedy}"
                 )
             if prepared.recipe.data.packing == "on":
-                packed = collate_packed([rows], pad, prepared.recipe.model.attention == "flash_attention_2")
-                on_device = {name: tensor.to(device) for name, tensor in packed.items()}
+                packed = collate_packed([rows], pad, ATTENTIONS[prepared.recipe.model.attention].flat)
+                on_device = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in packed.items()}
                 in_a_pack, _ = run(supervised_loss, model, attention_mask=None, **on_device)
                 if not losses_agree(in_a_pack, loss, count, near):
-                    raise UserError(
-                        f"data.packing: {name} does not keep packed rows apart: two rows have another loss in one pack "
-                        "than alone. Write packing: off."
-                    )
+                    prepared = _without_packing(prepared)
         if unreached := _unreached(model, run, batch):
             raise UserError(
                 f"adapter.targets: the loss does not reach {len(unreached)} of the chosen modules, the first is "
@@ -211,6 +211,18 @@ def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> None:
             f"{name}: the loss at supervised positions is not what this architecture's own logits give. lorakit does "
             "not train it wrongly: please report the model."
         )
+    return prepared
+
+
+def _without_packing(prepared: Prepared) -> Prepared:
+    """The run without packs; a UserError where the recipe asks for them."""
+    reason = "two rows have another loss in one pack than alone"
+    chosen = [choice for choice in prepared.choices if choice.path == "data.packing"]
+    if not chosen:
+        name = prepared.base.name
+        raise UserError(f"data.packing: {name} does not keep packed rows apart: {reason}. Write packing: off.")
+    choices = tuple(Choice(one.path, "off", reason) if one in chosen else one for one in prepared.choices)
+    return replace(prepared, recipe=with_values(prepared.recipe, {"data.packing": "off"}), choices=choices)
 
 
 def _two_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

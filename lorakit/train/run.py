@@ -88,7 +88,10 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     state = set_up_training(prepared, checkpoint, progress)
     sharding, trained = state.sharding, trained_parameters(state.model).values()
     copy_from_first(weight.detach() for weight in trained if not sharding.is_shared_out(weight))
-    sharding.attempt(partial(check_loss, state.model, prepared, state.run))
+    checked = sharding.attempt(partial(check_loss, state.model, prepared, state.run))
+    if checked.recipe != prepared.recipe:
+        progress.warn("; ".join(str(choice) for choice in checked.choices if choice not in prepared.choices))
+    prepared = checked
     free_memory()  # of loading and of the check
     if prepared.machine.device == "cuda":
         progress.say(describe_allocator())

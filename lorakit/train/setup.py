@@ -17,7 +17,9 @@ from lorakit.distributed.processes import together
 from lorakit.model import load
 from lorakit.model.adapters import InitContext, RankScheduler
 from lorakit.model.adapters.weight_init import signal_to_noise_ratios
+from lorakit.model.attention import VARLEN, use_varlen
 from lorakit.model.fused_lora import describe_unfused
+from lorakit.model.loss import causal_of
 from lorakit.model.peft_adapter import attach_adapter, continue_adapter, count_parameters, rebuild_adapter
 from lorakit.model.quantization_config import stored_quantization
 from lorakit.model.spec_from_meta import spec_from_meta
@@ -89,6 +91,8 @@ def _load(prepared: Prepared, checkpoint: Path | None, sharding: Sharding, progr
     quantization = load.quantization_facts(precisions, recipe.model.quantization, stored)
     model = _attach(base, prepared, quantization["effective"], checkpoint, progress)
     model.eval()  # PEFT adds its dropout in training mode
+    if recipe.model.attention == VARLEN:
+        use_varlen(causal_of(model))
     if not trains_all(adapter):
         peft_config = model.peft_config["default"]
         peft_config.base_model_name_or_path, peft_config.revision = recipe.model.base, recipe.model.revision
