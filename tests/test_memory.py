@@ -179,9 +179,9 @@ def test_packs_hold_a_dense_mask_and_padded_rows_none():
 
 
 def test_the_head_of_a_larger_card_has_more_logits_at_once_and_the_plan_counts_them():
-    """A 32nd of the card's memory at 12 bytes each; a processor and a small card 2^25."""
-    assert chunk_logits() == chunk_logits(8 << 30) == CHUNK_LOGITS == 1 << 25
-    assert 12 * chunk_logits(96 << 30) == pytest.approx(3 << 30)
+    """A 64th of the card's memory at 12 bytes each; a processor and a small card 2^25."""
+    assert chunk_logits() == chunk_logits(24 << 30) == CHUNK_LOGITS == 1 << 25
+    assert 12 * chunk_logits(96 << 30) == pytest.approx(1.5 * (1 << 30))
     spec, loss = spec_from_config(known_config("meta-llama/Llama-3.1-8B")), {}
     adapted = count_trainable(spec, Adapter())
     for gigabytes in (8, 96):

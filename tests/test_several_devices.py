@@ -120,8 +120,8 @@ def test_a_device_has_no_more_rows_than_its_part_of_the_step():
     ("gibibytes", "count", "word", "said"),
     [
         (24, 1, "none", "one device"),
-        (24, 4, "none", "every device holds the whole base: at least 17.4 GiB, of 22.1 GiB"),
-        (16, 4, "fsdp", "with the whole base on every device at least 17.1 GiB, of 14.7 GiB"),
+        (24, 4, "none", "every device holds the whole base: at least 17.0 GiB, of 22.1 GiB"),
+        (16, 4, "fsdp", "with the whole base on every device at least 17.0 GiB, of 14.7 GiB"),
         (16, 2, "fsdp", "with a part on each 12."),
         (8, 2, "fsdp", "with a part on each"),
     ],

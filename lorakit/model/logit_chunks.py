@@ -4,7 +4,7 @@
 CHUNK_LOGITS = 1 << 25
 # On a GPU a product of few positions waits for its kernels. It gets logits that take this part of its memory, at so
 # many bytes each: in half precision, in float32, and their gradient in both.
-_PART, _BYTES = 32, 12
+_PART, _BYTES = 64, 12
 
 
 def chunk_logits(card: int = 0) -> int:
