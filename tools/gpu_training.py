@@ -33,6 +33,7 @@ class Case:
     quantization: str = "none"
     rows: str = "long"
     settings: tuple[str, ...] = ()
+    gpu_only: bool = False
 
     @property
     def name(self) -> str:
@@ -178,6 +179,8 @@ def speed(bench: Bench, prepared: "Prepared", steps: dict[str, Any]) -> dict[str
 def _needs_model(bench: Bench, case: Case) -> None:
     if bench.results.get(f"model {case.shape}", {}).get("state") != "done":
         raise Skipped(f"the {case.shape} model was not made")
+    if case.gpu_only and bench.results["environment"]["device"] == "cpu":
+        raise Skipped("only on a GPU")
     memory = bench.results["environment"].get("memory")
     if case.shape == "8b" and case.quantization == "none" and memory and memory < 24 << 30:
         raise Skipped("16 bits of 8B do not fit into this card")
