@@ -151,6 +151,7 @@ def training(limit: float, case: Case, *rivals: str) -> dict[str, Part]:
 # What each choice of lorakit's is worth: the case, and what is set otherwise than `auto` has it on a GPU.
 VARIANTS = [
     Case("1b", rows="short", settings=("data.packing=off",)),
+    Case("1b", settings=("data.packing=off", "model.attention=sdpa")),
     Case("1b", settings=("train.offload_activations=true",), gpu_only=True),
 ]
 
