@@ -136,7 +136,7 @@ def test_a_plan_claims_no_more_than_its_estimate_holds(recipe_on, lorakit_plan, 
     """`taken`: the share of a card's memory that the estimate takes, which may be off by 15 %."""
     train = {"micro_batch": 2, "gradient_checkpointing": False}
     path = recipe_on("Qwen/Qwen2.5-0.5B", train=train, model={"attention": "sdpa"})
-    total = json.loads(lorakit_plan(path, "--gpu", "80GB", "--json")[1])["memory"]["longest"]["total"]
+    total = json.loads(lorakit_plan(path, "--gpu", "24GB", "--json")[1])["memory"]["longest"]["total"]
     card = f"{total / taken / 2**30:.6f}GB"
     ended, out, _ = lorakit_plan(path, "--gpu", card)
     assert ended == code and verdict in out
