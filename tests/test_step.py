@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-from runs_of_tests import run_recipe
+from runs_of_tests import adapter_weights, run_recipe
+from test_training import interrupted_after, same
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -113,6 +114,30 @@ def test_the_loop_around_it_reads_no_tensor_and_steps_a_fused_optimizer(recipe_f
     assert set(seen) == {"cpu"} and outcome.loss > 0
     state = torch.load(run.complete_checkpoints()[-1] / "optimizer.pt", weights_only=True)
     assert [group["fused"] for group in state["param_groups"]] == [True, True], "A and B, of LoRA+"
+
+
+def test_rows_that_are_laid_out_a_step_ahead_train_the_same_and_resume_bit_for_bit(recipe_file, tmp_path, monkeypatch):
+    """As a GPU has them; over the end of an epoch, and with dropout."""
+    path = recipe_file(adapter={"dropout": 0.2}, train={"save_every": 1})
+    plain, _ = run_recipe(path, tmp_path / "plain")
+    make, ready = MicroBatchRunner.__init__, []
+
+    def ahead(self, *arguments):
+        make(self, *arguments)
+        self.works_ahead = True
+        prepare = self.prepare_ahead
+        self.prepare_ahead = lambda rows: ready.append(len(rows)) or prepare(rows)
+
+    monkeypatch.setattr(MicroBatchRunner, "__init__", ahead)
+    straight, outcome = run_recipe(path, tmp_path / "ahead")
+    assert len(ready) == outcome.steps - 2, "all steps but the first of each epoch"
+    with monkeypatch.context() as patch:
+        interrupted_after(4, patch)
+        with pytest.raises(LorakitError, match="stopped after step 4"):
+            run_recipe(path, tmp_path / "resumed")
+    resumed, _ = run_recipe(path, tmp_path / "resumed", resume=True)
+    assert same(adapter_weights(plain), adapter_weights(straight))
+    assert same(adapter_weights(plain), adapter_weights(resumed))
 
 
 @pytest.mark.parametrize("packing", ["off", "on"])

@@ -105,6 +105,7 @@ class MicroBatchRunner:
             packs=recipe.data.packing == "on",
             flat=recipe.data.packing == "on" and ATTENTIONS[recipe.model.attention].flat,
         )
+        self.works_ahead = self.device.type == "cuda"  # a processor has nothing to do while it computes
         self.ahead: StepBatches | None = None
         self.backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
         """The trainer replaces it by accelerate's, which scales the loss in float16."""

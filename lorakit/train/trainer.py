@@ -296,7 +296,7 @@ class SupervisedTrainer(SFTTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of the gradients; here a step waits for the device, before its weights change."""
         norm = None if self.shared else self.sharding.whole(super()._get_grad_norm(model, grad_norm))
-        if self.runner.device.type == "cuda":
+        if self.runner.works_ahead:
             self._prepare_next_step()
         loss, length = self.runner.read_loss(self.loss, norm)
         self._tr_loss += loss
