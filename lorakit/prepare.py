@@ -246,7 +246,9 @@ def _settle(
         reason = "the chat template writes today's date, and the run keeps the day on which it began"
         choices = (Choice("model.template_date", template.date, reason),) if template.date else ()
     mean, devices = report.tokens / max(report.examples, 1), devices_of(machine, world_size())
-    recipe, settled = resolve_auto(recipe, machine, info, report.longest, attentions_of(base), mean, devices)
+    recipe, settled = resolve_auto(
+        recipe, machine, info, report.longest, attentions_of(base), mean, devices, report.examples
+    )
     return Prepared(recipe, (*choices, *settled), base, machine, template.tokenizer, rows, report)
 
 
@@ -276,8 +278,8 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
     manifest = run.read_manifest()
     if manifest.get("status") != "complete":
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
-    # What the adapter began from may be gone by now, and is not needed any more.
-    loaded = load(run.recipe, ["adapter.from=null"], ended=True)
+    # What the adapter began from may be gone by now, and a compiler; neither is needed any more.
+    loaded = load(run.recipe, ["adapter.from=null", "train.compile=off"], ended=True)
     with loaded.locating(), _base_of_option(base):
         recipe = _relocate(loaded.recipe, run, manifest, base)
         opened, template = open_template(recipe, progress)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from lorakit.data.batches import collate_packed
 from lorakit.model.attention import use_varlen
 from lorakit.model.fused_lora import fused_lora
-from lorakit.model.kernels import Kernels, use_kernels
+from lorakit.model.kernel_families import kernel_family
+from lorakit.model.kernels import NO_KERNELS, use_kernels
 from lorakit.model.loss import body_of
 from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.spec_from_meta import spec_from_meta
@@ -22,7 +23,6 @@ from lorakit.plan.activations import TrainingStep, saved_activations
 from lorakit.plan.trainable_params import count_trainable
 from lorakit.recipe.schema import Adapter
 
-NO_KERNELS = Kernels()
 _WIDER = 8
 _WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim")
 
@@ -116,7 +116,7 @@ def measured(
         masked=padded,
         dropout=settings.dropout,
         on_gpu=False,
-        kernels=bool(kernels),
+        kernels=kernel_family(config.model_type).kernels(on_gpu=True) if kernels else (),
         written_out=layers is not fused_lora,
     )
     return token, pair, saved_activations(spec, adapted, way)[0]

@@ -186,6 +186,7 @@ def test_a_model_that_hardly_fits_is_checkpointed():
 
 def test_what_is_written_is_never_changed():
     train = Train(micro_batch=3, learning_rate=1e-5, gradient_checkpointing=False, optimizer="adamw", sharding="none")
+    train = train.model_copy(update={"kernels": "off", "compile": "off"})
     settled, choices = resolve_auto(recipe(train=train), GPU, LLAMA_8B)
     assert settled.train == train
     assert {choice.path for choice in choices} == {"model.dtype", "model.attention", "data.packing"}

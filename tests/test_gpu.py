@@ -4,11 +4,13 @@ import math
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 from conftest import TINY_LLAMA, rows_of, write_rows
 from runs_of_tests import losses, run_recipe
+from test_kernels import CONFIGS, COVERED, IDS, adapted, made
 from test_out_of_memory import events
 from test_step import longest_first
 from test_training import interrupted_after
@@ -20,6 +22,7 @@ from lorakit.hardware.memory import free_memory, measure_peak
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
 from lorakit.model.attention import _of_gpu, _row_by_row, use_varlen
+from lorakit.model.kernels import liger_kernels, use_kernels
 from lorakit.model.load import load_model, summarize_quantization
 from lorakit.model.loss import body_of
 from lorakit.model.resolve import Base
@@ -173,6 +176,61 @@ def test_the_probe_leaves_a_gpus_generators_where_they_were(recipe_file, wide_ba
         assert probe_longest(runner).tokens == probe_longest(runner).tokens
     assert torch.equal(torch.cuda.get_rng_state(), before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+needs_liger = pytest.mark.skipif(
+    not (find_spec("liger_kernel") and find_spec("triton")), reason="liger-kernel is not installed"
+)
+
+
+@needs_liger
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", COVERED)
+def test_ligers_kernels_compute_what_each_family_does(family, dtype):
+    """Forward and backward through a whole tiny model."""
+    model = adapted(made(CONFIGS[family], dtype)).to("cuda")
+    ids = IDS.to("cuda")
+
+    def passed():
+        model.zero_grad(set_to_none=True)
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
+
+    (own_loss, own), exact = passed(), dtype == torch.float32
+    with use_kernels(model, liger_kernels()) as replaced:
+        loss, gradients = passed()
+    assert replaced["rms_norm"] > 0
+    assert loss == pytest.approx(own_loss, rel=1e-4 if exact else 2e-2)
+    assert (gradients - own).norm() <= (1e-3 if exact else 0.1) * own.norm()
+
+
+@needs_liger
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_run_takes_ligers_kernels_and_keeps_less(recipe_file, tmp_path, wide_base, quantization):
+    model = {"base": str(wide_base), "quantization": quantization}
+    path = recipe_file(model=model, adapter={"rank": 16, "alpha": 16}, train=TRAIN)
+    own, _ = run_recipe(path, tmp_path / "own", "train.kernels=off", "train.compile=off")
+    liger, _ = run_recipe(path, tmp_path / "liger")
+    assert [run.read_manifest()["block_code"] for run in (own, liger)] == ["plain", "liger"]
+    assert losses(liger) == pytest.approx(losses(own), rel=5e-2)
+    peaks = [
+        probe_run(prepare_run(load(path, [f"train.kernels={word}"]).recipe, Silent()), Silent())
+        for word in ("off", "auto")
+    ]
+    assert peaks[1].peak - peaks[1].before <= peaks[0].peak - peaks[0].before
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("checkpointing", [True, False], ids=["checkpointing", "all kept"])
+def test_a_run_with_compiled_blocks_is_the_run_without(recipe_file, tmp_path, wide_base, quantization, checkpointing):
+    model = {"base": str(wide_base), "quantization": quantization}
+    train = TRAIN | {"gradient_checkpointing": checkpointing, "kernels": "off"}
+    path = recipe_file(model=model, adapter={"rank": 16, "alpha": 16}, train=train)
+    own, _ = run_recipe(path, tmp_path / "own", "train.compile=off")
+    compiled, _ = run_recipe(path, tmp_path / "compiled", "train.compile=on")
+    assert compiled.read_manifest()["block_code"] == "compiled"
+    assert losses(compiled) == pytest.approx(losses(own), rel=5e-2)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")

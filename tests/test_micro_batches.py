@@ -24,14 +24,16 @@ def planned(
         model=Model(base=base, quantization=quantization),
         data=Data(train="a/b", max_length=length),
         adapter=Adapter(),
-        train=Train(**train),
+        train=Train(**{"kernels": "off", **train}),  # whether they are installed here must not decide
     )
     rows = RowEstimate(1000, 0, length, mean, trained, 0.0, "as given")
     return plan_run(recipe, find_model_info(base, "main"), rows, machine_with(card))
 
 
 def chosen(machine: Machine, base: str = LLAMA, length: int = 435, **train) -> dict:
-    recipe = Recipe(model=Model(base=base), data=Data(train="a/b", max_length=length), train=Train(**train))
+    recipe = Recipe(
+        model=Model(base=base), data=Data(train="a/b", max_length=length), train=Train(kernels="off", **train)
+    )
     _, choices = resolve_auto(recipe, machine, find_model_info(base, "main"), length)
     return {choice.path: choice for choice in choices}
 

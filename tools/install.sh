@@ -35,4 +35,13 @@ if ! "$venv/bin/python" -c "import importlib.metadata as m; assert m.version('de
         DS_BUILD_OPS=0 pip install --no-build-isolation "deepspeed==$deepspeed" ||
         echo "DeepSpeed could not be installed: its tests are skipped" >&2
 fi
+# Liger's kernels: beside the Triton that torch's build for GPUs brings. Elsewhere both go into a folder of their own, where
+# one test finds them and no library a Triton: they run in its interpreter (tests/test_kernels.py).
+liger=$(sed -n 's/.*"liger-kernel>=\([^"]*\)".*/\1/p' "$here/pyproject.toml")
+if "$venv/bin/python" -c 'import triton' 2>/dev/null; then
+    pip install --no-deps "liger-kernel==$liger"
+elif [ "$(uname -s)" = Linux ] && [ ! -d "$venv/kernels/triton" ]; then
+    pip install --no-deps --target "$venv/kernels" "liger-kernel==$liger" "triton==3.7.1" ||
+        echo "Triton could not be installed: the test of Liger's kernels is skipped" >&2
+fi
 pip install --no-deps --no-build-isolation --editable "$here"

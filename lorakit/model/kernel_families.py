@@ -10,15 +10,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FamilyKernels:
-    """Which parts of a family kernels take the place of, beside gated feed-forward layers, which all of them have."""
+    """Which parts of a family kernels take the place of."""
 
     norm_offset: float = 0.0  # what is added to the scale of a normalization: Gemma's begins at 0
     norm_rounds_last: bool = False  # the scale is multiplied in float32; Llama rounds to the input's type before
     rotary: bool = True  # queries and keys are rotated by halves
+    gate: str = "swiglu"  # how the feed-forward layers are gated: swiglu or geglu
+
+    def kernels(self, on_gpu: bool) -> tuple[str, ...]:
+        """The names of the kernels that a GPU, or a processor in float32 (cpu_kernels.py), has for it."""
+        gates = (self.gate,) if on_gpu or self.gate == "swiglu" else ()
+        return ("rms_norm", *gates, *(("rotary",) if self.rotary else ()))
 
 
 _LLAMA = FamilyKernels()
-_GEMMA = FamilyKernels(norm_offset=1.0, norm_rounds_last=True)
+_GEMMA = FamilyKernels(norm_offset=1.0, norm_rounds_last=True, gate="geglu")
 _OLMO = FamilyKernels(norm_rounds_last=True)
 
 # By the `model_type` of the text model.
@@ -27,9 +33,9 @@ KERNEL_FAMILIES = {
     **dict.fromkeys(("phi3", "granite", "smollm3", "exaone4", "hunyuan_v1_dense"), _LLAMA),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _GEMMA),
     **dict.fromkeys(("olmo2", "olmo3"), _OLMO),
-    "qwen3_next": _GEMMA,
+    "qwen3_next": FamilyKernels(norm_offset=1.0, norm_rounds_last=True),
     "qwen3_5_text": FamilyKernels(norm_offset=1.0, norm_rounds_last=True, rotary=False),
-    "gemma4_text": FamilyKernels(norm_rounds_last=True, rotary=False),
+    "gemma4_text": FamilyKernels(norm_rounds_last=True, rotary=False, gate="geglu"),
     "glm4": FamilyKernels(rotary=False),
 }
 

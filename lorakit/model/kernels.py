@@ -7,7 +7,7 @@ backward pass. What a family's parts compute is in kernel_families.py. Nothing o
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from types import MethodType
@@ -40,6 +40,9 @@ class Kernels:
         return any(getattr(self, field.name) for field in fields(self))
 
 
+NO_KERNELS = Kernels()
+
+
 def liger_kernels() -> Kernels:
     """Those of Liger-Kernel. ImportError where it, or Triton, is not installed."""
     from liger_kernel.ops import LigerGELUMulFunction, LigerRMSNormFunction, LigerRopeFunction, LigerSiLUMulFunction
@@ -60,23 +63,22 @@ def use_kernels(model: Any, kernels: Kernels) -> Iterator[Counter[str]]:
     kernel_families.py does not have. Other models of its family in this process rotate by the same kernel."""
     body = body_of(causal_of(model))
     family = kernel_family(body.config.get_text_config().model_type)
-    with ExitStack() as stack:
-        yield _replace(body, family, kernels, stack) if family else Counter()
+    counts: Counter[str] = Counter()
+    with replaced(list(_replacements(body, family, kernels, counts)) if family else []):
+        yield counts
 
 
-def _replace(body: nn.Module, family: FamilyKernels, kernels: Kernels, stack: ExitStack) -> Counter[str]:
-    """Put kernels in until `stack` ends."""
-    replaced: Counter[str] = Counter()
+def _replacements(
+    body: nn.Module, family: FamilyKernels, kernels: Kernels, counts: Counter[str]
+) -> Iterator[tuple[Any, str, Any]]:
     for module in body.modules():
         if (name := _kind(module)) and (kernel := getattr(kernels, name)):
-            forward = MethodType(_forward(module, name, kernel, family), module)
-            stack.enter_context(_replaced(module, "forward", forward))
-            replaced[name] += 1
+            counts[name] += 1
+            yield module, "forward", MethodType(_forward(module, name, kernel, family), module)
     if family.rotary and kernels.rotary:
         for file, attentions in _rotating_files(body).items():
-            stack.enter_context(_replaced(file, _ROTATION, _rotation(kernels.rotary, getattr(file, _ROTATION))))
-            replaced["rotary"] += attentions
-    return replaced
+            counts["rotary"] += attentions
+            yield file, _ROTATION, _rotation(kernels.rotary, getattr(file, _ROTATION))
 
 
 def _kind(module: nn.Module) -> str:
@@ -137,14 +139,14 @@ def _rotation(kernel: Callable[..., Any], own: Callable[..., Any]) -> Callable[.
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of a module or of a file, for a while."""
-    was_own, before = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, value)
-    try:
+def replaced(values: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Within this, each owner (a module of a model, a modeling file) has another value under a name; afterwards what it
+    had, or none of its own."""
+    with ExitStack() as stack:
+        for owner, name, value in values:
+            if name in vars(owner):
+                stack.callback(setattr, owner, name, vars(owner)[name])
+            else:
+                stack.callback(delattr, owner, name)
+            setattr(owner, name, value)
         yield
-    finally:
-        if was_own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)

@@ -42,7 +42,7 @@ class TrainingStep:
     trained_width: int = 4  # bytes of a trained number and of its gradient, and of each of AdamW's states
     devices: int = 1  # that train together: the rows here are those of one of them
     sharding: str = "none"  # what they share out besides rows
-    kernels: bool = False  # Liger-Kernel's, which keep a norm's input as it is, and of a gate what goes in
+    kernels: tuple[str, ...] = ()  # by name: they keep a norm's input as it is, and of a gate what goes in
     collectives: int = 0  # bytes that the library by which they talk takes on a device
     # What other software does: no autocast over an adapter in float32; every frozen linear layer keeps its input too,
     # as int8 ones do; each adapted layer copies its input to float32, as PEFT's own does outside of autocast; adapters
@@ -132,7 +132,9 @@ def block_activations(
 def norm_bytes(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep) -> float:
     """What one normalization over the hidden width keeps of a token."""
     wide = adapted.full_fine_tuning and way.autocast  # the hidden states are then in float32
-    if way.kernels:  # the input as it is, and of each token one number: one over the root of its mean square
+    if (
+        "rms_norm" in way.kernels
+    ):  # the input as it is, and of each token one number: one over the root of its mean square
         return (4 if wide else way.width) * spec.hidden + 4.0
     each = way.width if spec.layer_norm and not way.autocast else 4
     # A trained scale needs the normalized input too.
@@ -200,7 +202,7 @@ def _feed_forward(spec: ModelSpec, weights: list[WeightSpec], adapted: Trainable
         width = weight.inner
         own = [one.outer for one in opening if one.fused == weight.fused and one.outer in (width, 2 * width)]
         gated, keeps_input = sum(own) >= 2 * width, _keeps_input(weight, adapted, way)
-        by_kernel = way.kernels and gated and not weight.fused
+        by_kernel = gated and not weight.fused and not {"swiglu", "geglu"}.isdisjoint(way.kernels)
         numbers = min(sum(own), 2 * width) + (0 if by_kernel else width * (spec.activation - 1))
         # the activated gate, or what went through the activation
         numbers += width if not by_kernel and (gated or keeps_input) else 0

@@ -16,6 +16,7 @@ from lorakit.hardware.machine import Machine, gpu_throughput, has_own_memory
 from lorakit.hardware.unsupported import UNSUPPORTED
 from lorakit.model.quantization_config import refuse_quantization
 from lorakit.plan.attention import check_attention, choose_attention, choose_packing
+from lorakit.plan.block_code import check_compile, choose_compile, choose_kernels, settled
 from lorakit.plan.memory import SizedRun, memory_budget, size_run
 from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import run_workload, training_seconds
@@ -56,6 +57,7 @@ def resolve_auto(
     attentions: tuple[str, ...] | None = None,
     mean: float | None = None,
     devices: Devices = ONE_DEVICE,
+    rows: int | None = None,
 ) -> tuple[Recipe, tuple[Choice, ...]]:
     """The recipe with every `auto` replaced, and the choices made; a `UserError` where a setting cannot work on this
     machine. An `auto` that depends on a model which is not on this machine yet stays `auto`, with a choice that says
@@ -63,11 +65,12 @@ def resolve_auto(
 
     `longest` and `mean`: tokens of the longest and of the average row, where they are known; else all rows are as long
     as `data.max_length`. `attentions`: those that the model's family has, by transformers; else as its config tells.
-    `devices`: how many like this machine's train together.
+    `devices`: how many like this machine's train together. `rows`: how many are drawn an epoch, where that is known.
     """
     choices: list[Choice] = []
     model = recipe.model
     _refuse_unsupported(recipe, machine)
+    check_compile(recipe, machine, devices)
 
     def choose(path: str, value: Any, reason: str) -> Any:
         choices.append(Choice(path, value, reason))
@@ -104,8 +107,10 @@ def resolve_auto(
             f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
             f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
         )
+    if recipe.train.kernels == "auto":
+        choose("train.kernels", *choose_kernels(recipe, dtype, machine, info, devices))
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
-    chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
+    chosen = with_values(recipe, {choice.path: settled(choice.path, choice.value) for choice in choices})
     card = machine.memory if machine.is_gpu else 0
     run = size_run(chosen, info, info.spec, machine.is_gpu, devices, card) if info and info.spec else None
     if chosen.train.sharding == "auto":
@@ -116,9 +121,14 @@ def resolve_auto(
         run = run and replace(run, recipe=chosen)
     for name, value, reason in _choose_micro_batch(chosen, run, machine, length, min(mean or length, length)):
         choose(f"train.{name}", value, reason)
+    if recipe.train.compile == "auto":
+        chosen = with_values(chosen, {choice.path: settled(choice.path, choice.value) for choice in choices})
+        run = run and replace(run, recipe=chosen)
+        choose("train.compile", *choose_compile(chosen, machine, run, rows, min(mean or length, length), devices))
     if recipe.train.learning_rate == "auto":
         choose("train.learning_rate", *default_learning_rate(recipe, info))
-    return with_values(recipe, {choice.path: choice.value for choice in choices}), tuple(choices)
+    values = {choice.path: settled(choice.path, choice.value) for choice in choices}
+    return with_values(recipe, values), tuple(choices)
 
 
 def _refuse_unsupported(recipe: Recipe, machine: Machine) -> None:

@@ -139,7 +139,9 @@ def plan_run(
     many like the machine's train together."""
     spec = facts.spec
     assert spec is not None
-    settled, choices = resolve_auto(recipe, machine, facts, rows.longest, mean=rows.mean, devices=devices)
+    settled, choices = resolve_auto(
+        recipe, machine, facts, rows.longest, mean=rows.mean, devices=devices, rows=rows.count
+    )
     load = size_run(settled, facts, spec, machine.is_gpu, devices, machine.memory if machine.is_gpu else 0)
     train = settled.train
     micro, checkpointing = int(train.micro_batch), bool(train.gradient_checkpointing)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.machine import Machine
+from lorakit.model.kernel_families import kernel_family
 from lorakit.model.logit_chunks import chunk_logits
 from lorakit.model.quantization_config import CheckpointQuantization, describe_savings, missing_packages
 from lorakit.model.spec import ModelSpec
@@ -285,6 +286,7 @@ class SizedRun:
     on_gpu: bool
     devices: Devices = ONE_DEVICE
     card: int = 0  # bytes of memory of a GPU
+    kernels: tuple[str, ...] = ()  # the names of those that take the place of the model's own code
 
     @property
     def rows(self) -> int:
@@ -308,6 +310,7 @@ class SizedRun:
             dropout=recipe.adapter.dropout,
             optimizer=recipe.train.optimizer,
             accumulates=rows < self.rows,
+            kernels=self.kernels,
             on_gpu=self.on_gpu,
             card=self.card,
             devices=self.devices.count,
@@ -352,7 +355,9 @@ def size_run(
     quantization, _ = effective_quantization(recipe.model, adapter_spec(recipe.adapter).quantizes, info)
     if quantization in ("gptq", "awq"):  # 4 or 8 bits with scales, in either form
         quantization = "q8" if info.stored and info.stored.bits == 8 else "nf4"
-    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu, devices, card)
+    family = kernel_family(info.model_type) if recipe.train.kernels != "off" else None
+    kernels = family.kernels(on_gpu) if family and (on_gpu or recipe.model.dtype == "float32") else ()
+    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu, devices, card, kernels)
 
 
 def memory_budget(machine: Machine) -> int:

@@ -23,11 +23,17 @@ TRAINED_SHARE = 0.5
 # layer's inputs and outputs summed (which the block's weights over the hidden width come close to).
 _HIDDEN_ACCESSES, _WIDTH_ACCESSES = 60, 2.7
 _HIDDEN_ACCESSES_FLOAT32 = 38  # whose norms cast nothing
+# What Liger-Kernel's kernels leave of these: each norm then reads and writes its states once (16 accesses fewer with
+# its casts), queries and keys are rotated in one pass (8 fewer), and gate and up are read once, together.
+_KERNELS_HIDDEN_ACCESSES, _KERNELS_HIDDEN_ACCESSES_FLOAT32, _KERNELS_WIDTH_ACCESSES = 20, 16, 2.2
 # The same of an adapter on every linear layer: each input is read again, and each output scaled and added.
 _ADAPTER_HIDDEN_ACCESSES, _ADAPTER_WIDTH_ACCESSES = 12, 3
 _BACKWARD = 2  # the backward pass moves about twice what the forward pass does
 # Kernels a layer and pass forward: the block's own, those of an adapter on each linear layer, and of dequantizing.
 _KERNELS, _ADAPTER_KERNELS, _QUANTIZED_KERNELS = 80, 35, 85
+# Of the block's own where Liger's take over: a norm is one kernel for seven, the rotation one for eleven, a gate one
+# for two.
+_KERNELS_REPLACED = 57
 # DoRA's norms where rows of W + s B A are built: bytes a number of the weight read and written, in float32 but for W.
 _NORM_BYTES = 18
 # Its outputs beside what an adapter's added output takes: numbers read and written forward, and backward times that.
@@ -91,6 +97,7 @@ class Workload:
     offloaded: int = 0  # bytes of activations that go to main memory and back, over the run
     held_out_tokens: int = 0  # that go forward through the body to score held-out rows, over all scorings of the run
     held_out_trained_tokens: int = 0
+    kernels: bool = False  # whether kernels take the place of the blocks' own code
 
     @property
     def forwards(self) -> int:
@@ -181,6 +188,7 @@ def run_workload(
         offloaded=load.offloaded(examples, length, checkpointing),
         held_out_tokens=held_out,
         held_out_trained_tokens=round(held_out * trained),
+        kernels=bool(load.kernels),
     )
 
 
@@ -253,6 +261,9 @@ def _traffic(work: Workload, rates: Throughput) -> float:
     width = work.body / work.layers / work.hidden
     hidden = _HIDDEN_ACCESSES_FLOAT32 if rates.number_bytes == 4 else _HIDDEN_ACCESSES
     plain = hidden * work.hidden + _WIDTH_ACCESSES * width
+    if work.kernels:
+        hidden = _KERNELS_HIDDEN_ACCESSES_FLOAT32 if rates.number_bytes == 4 else _KERNELS_HIDDEN_ACCESSES
+        plain = hidden * work.hidden + _KERNELS_WIDTH_ACCESSES * width
     adapter = _ADAPTER_HIDDEN_ACCESSES * work.hidden + _ADAPTER_WIDTH_ACCESSES * width
     forward = work.layers * plain + work.layers_adapted * adapter
     back = work.layers_back * plain + work.layers_adapted * adapter
@@ -274,7 +285,7 @@ def _dora_norms(work: Workload, rates: Throughput) -> float:
 
 def _starting(work: Workload, rates: Throughput) -> float:
     """Starting the kernels."""
-    plain = _KERNELS + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
+    plain = (_KERNELS_REPLACED if work.kernels else _KERNELS) + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
     back = work.forwards - 1 + _BACKWARD
     kernels = plain * (work.layers + work.layers_back * back) + _ADAPTER_KERNELS * work.layers_adapted * (1 + back)
     if work.dora:

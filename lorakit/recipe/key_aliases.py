@@ -80,6 +80,8 @@ _KEYS: dict[tuple[str, str], str] = {
     ("train.gradient_checkpointing", "It takes true, false or auto"): """
         grad_checkpoint enable_activation_checkpointing activation_checkpointing use_gradient_checkpointing
         gradient_checkpointing_kwargs""",
+    ("train.kernels", "It takes auto or off"): "liger_kernel use_liger_kernel enable_liger_kernel use_kernels",
+    ("train.compile", "It takes auto, on or off"): "torch_compile compile_model",
     ("train.sharding: fsdp", ""): "fsdp fsdp_config fsdp_version fsdp_transformer_layer_cls_to_wrap",
     ("train.sharding: zero-3", "zero-2 and zero-3 are DeepSpeed's"): "deepspeed deepspeed_config zero_stage zero3",
     ("train.sharding: none", "It is data parallel: every device holds the whole base"): """
@@ -170,8 +172,7 @@ _NO_COUNTERPART: dict[str, str] = {
         resume_from_checkpoint auto_resume_from_checkpoints resume resume_training""",
     "it is an option of the command: lorakit train --overwrite": "overwrite_output_dir",
     "it takes its own kernels where they fit": """
-        torch_compile compile liger_kernel use_liger_kernel enable_liger_kernel plugins lora_mlp_kernel lora_qkv_kernel
-        lora_o_kernel use_unsloth use_kernels tf32 cut_cross_entropy""",
+        plugins lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth tf32 cut_cross_entropy""",
     "it trains on answers (supervised fine-tuning) and nothing else": """
         stage rl do_train do_eval do_predict pref_beta pref_loss dpo_beta beta reward_model trl reward_funcs""",
     "it takes the base's tokenizer as it is; adapter.train_modules trains embeddings and head": """

@@ -264,6 +264,12 @@ memory, not the result."""
     offload_activations: bool = False
     """Keep what the backward pass needs in main memory meanwhile: less memory on the GPU, the same result, and slower \
 where the link to the GPU is. GPUs only."""
+    kernels: Literal["auto", "off"] = "auto"
+    """RMSNorm, rotation and gated activations in fewer passes than the model's own code takes, by Liger-Kernel on a \
+GPU and by lorakit on a processor: `auto` where they run and know the family. They are tried before the first step. \
+It changes speed and memory, not the result."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the model's blocks. It is tried before the first step, and changes speed, not the result."""
     sharding: Literal["auto", "none", "fsdp", "zero-2", "zero-3"] = "auto"
     """What several devices share out. none: every device holds the whole base model; fsdp: each holds a part of it \
 (FSDP2); zero-2 and zero-3: DeepSpeed's, an extra. It changes memory and speed, not the result, and nothing on one \

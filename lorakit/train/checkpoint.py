@@ -38,7 +38,7 @@ _STATE = "trainer_state.json"
 # The generator of a device that transformers does not save: it saves the processor's and CUDA's.
 _DEVICE_GENERATOR, _SAVED_BY_TRAINER = "device_rng_state.pth", ("cpu", "cuda")
 # What may differ when a run goes on: it changes where results go and how fast they come, never the weights.
-_SPEED = ("micro_batch", "gradient_checkpointing", "sharding")
+_SPEED = ("micro_batch", "gradient_checkpointing", "kernels", "compile", "sharding")
 _FREE = ("name", "output", "evaluate", "train.keep", *(f"train.{name}" for name in _SPEED))
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 

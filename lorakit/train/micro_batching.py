@@ -27,7 +27,7 @@ from lorakit.distributed.sharing import deal
 from lorakit.errors import LorakitError
 from lorakit.hardware.accelerator import random_states, set_random_states
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
-from lorakit.model.fused_lora import fused_lora, release_int8_inputs
+from lorakit.model.block_code import PLAIN, BlockCode, use_block_code
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
 from lorakit.model.tokenizer import pad_token_id
@@ -190,7 +190,7 @@ class MicroBatchRunner:
 
     def run_micro_batch(self, batch: MicroBatch, tokens: int, step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch: its part of the loss of a step with so many trained `tokens`."""
-        total, count = self._summed_loss(batch)
+        total, count = self.summed_loss(batch)
         items = max(tokens, 1)
         part = loss = total / items
         if self.rank_scheduler is not None:  # its penalty counts once a step, and is not logged
@@ -271,10 +271,10 @@ class MicroBatchRunner:
     def _held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
         with torch.no_grad():
             unpacked = replace(self.layout, packs=False)
-            loss, count = self._summed_loss(unpacked.collate([[row] for row in rows]).to(self.device))
+            loss, count = self.summed_loss(unpacked.collate([[row] for row in rows]).to(self.device))
             return float(loss), count
 
-    def _summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
+    def summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
         once = self.sharding.is_collective
         with autocast(self.device, self.recipe.model.dtype, keeps_casts=not once):
             given = {"attention_mask": None, **batch.tensors, "once": once, "trained": batch.trained}
@@ -294,7 +294,7 @@ class MicroBatchRunner:
         if not self.layout.packs and not self.sharding.is_collective:
             with torch.no_grad():
                 for pack in batch.packs:
-                    total, _ = self._summed_loss(self.layout.collate([pack]).to(self.device))
+                    total, _ = self.summed_loss(self.layout.collate([pack]).to(self.device))
                     at_fault += [row["where"] for row in pack if not torch.isfinite(total)]
         return at_fault or [row["where"] for row in batch.rows]
 
@@ -318,10 +318,10 @@ def autocast(device: torch.device, dtype: str, keeps_casts: bool = True) -> torc
 
 
 @contextmanager
-def compute_optimizations(model: Any, dtype: str) -> Iterator[None]:
-    """Within this, the model computes as it is trained. Nothing of it is left changed."""
+def compute_optimizations(model: Any, dtype: str, code: BlockCode = PLAIN) -> Iterator[None]:
+    """Within this, the model computes as it is trained, its blocks by `code`. Nothing of it is left changed."""
     # Under autocast the product is computed in half precision anyway: PEFT's copies to float32 would cost memory.
     is_peft = isinstance(model, PeftModel)
     no_casting = disable_input_dtype_casting(model, active=dtype != "float32") if is_peft else nullcontext()
-    with no_casting, release_int8_inputs(model), fused_lora(model):
+    with no_casting, use_block_code(model, code):
         yield

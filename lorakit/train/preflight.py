@@ -1,8 +1,6 @@
 """What is tried before a run: its loss on two rows, its longest micro-batch, and room for the optimizer's states."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,11 +9,9 @@ import torch
 
 from lorakit.amounts import gibibytes
 from lorakit.data.batches import collate, collate_packed
-from lorakit.data.rows import IGNORED
 from lorakit.distributed.processes import any_of, rank, refuse, world_size
 from lorakit.distributed.sharing import deal
 from lorakit.errors import LorakitError, UserError
-from lorakit.hardware.accelerator import restoring_random_states
 from lorakit.hardware.memory import OutOfMemory, measure_peak, within_memory
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import EXACT, HALF, full_logits_loss, is_causal, losses_agree, supervised_loss
@@ -26,17 +22,17 @@ from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.attention import ATTENTIONS
 from lorakit.train.batch_layout import MicroBatch, count_trained_tokens
+from lorakit.train.block_check import choose_block_code
 from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations
 from lorakit.train.offloading import offload_activations
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import WHOLE, Pass, Sharding, plain_pass
+from lorakit.train.trial import restoring_modes, two_rows
 
 # bitsandbytes leaves the states of smaller tensors in 32 bits (its optim/optimizer.py, min_8bit_size).
 _LEAST_IN_8_BITS = 4096
 # Numbers that share a scale in 8-bit states (its functional.py).
 _BLOCK = 256
-# Tokens of each row that are tried: enough to tell, and little memory however long the rows are.
-_TRIED = 128
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def probe_run(prepared: Prepared, progress: Progress) -> ProbeResult:
     the most of both, the seconds are those of the second. LorakitError where not even one row fits."""
     runner = MicroBatchRunner(set_up_training(prepared, None, progress), prepared, progress)
     offloading = offload_activations(runner.model, prepared.recipe.train.offload_activations)
-    with compute_optimizations(runner.model, prepared.recipe.model.dtype), offloading:
+    with compute_optimizations(runner.model, prepared.recipe.model.dtype, choose_block_code(runner)), offloading:
         first, second = probe_longest(runner), probe_longest(runner)
     peak, reserved = max(first.peak, second.peak), max(first.reserved, second.reserved)
     before, halved = min(first.before, second.before), first.halved + second.halved
@@ -84,7 +80,7 @@ def probe_longest(runner: MicroBatchRunner, step: int = 1) -> ProbeResult:
     share = deal(rows, rank(), world_size()) or rows[-1:]
     packs, tokens = runner.layout.pack(share), count_trained_tokens(rows)
     halved: list[int] = []
-    with _restoring_modes(runner):
+    with restoring_modes(runner):
         # Filled, since the system gives a CPU no memory for an empty tensor.
         size = state_bytes(runner.model, train.optimizer, runner.sharding)
         room = within_memory(lambda: torch.full((size,), 1, dtype=torch.uint8, device=runner.device))
@@ -127,21 +123,6 @@ def describe_probe(result: ProbeResult, prepared: Prepared) -> str:
     return f"{words}, of {gibibytes(prepared.machine.memory)}"
 
 
-@contextmanager
-def _restoring_modes(runner: MicroBatchRunner) -> Iterator[None]:
-    """Training mode within; modes, gradients and random generators afterwards as before."""
-    model, device = runner.model, runner.device
-    modes = [(module, module.training) for module in model.modules()]
-    with restoring_random_states(device):
-        model.train()
-        try:
-            yield
-        finally:
-            model.zero_grad(set_to_none=True)
-            for module, training in modes:
-                module.training = training
-
-
 def state_bytes(model: Any, optimizer: str, sharding: Sharding = WHOLE) -> int:
     """What the optimizer's two states of every number that this process trains take on the model's device, from the
     first step on."""
@@ -175,7 +156,7 @@ def check_loss(model: Any, prepared: Prepared, run: Pass = plain_pass) -> Prepar
     """Check on two short rows that the loss is that of the model's full logits: families differ in head and body. All
     processes make the same passes, through `run`. What is to be trained: without packs where `auto` chose them, and
     this model does not keep their rows apart."""
-    rows = _two_rows(prepared.train.rows)
+    rows = two_rows(prepared.train.rows)
     device, pad = next(model.parameters()).device, pad_token_id(prepared.tokenizer)
     batch = {name: tensor.to(device) for name, tensor in collate(rows, pad).items()}
     name, dtype = prepared.base.name, prepared.recipe.model.dtype
@@ -223,22 +204,6 @@ def _without_packing(prepared: Prepared) -> Prepared:
         raise UserError(f"data.packing: {name} does not keep packed rows apart: {reason}. Write packing: off.")
     choices = tuple(Choice(one.path, "off", reason) if one in chosen else one for one in prepared.choices)
     return replace(prepared, recipe=with_values(prepared.recipe, {"data.packing": "off"}), choices=choices)
-
-
-def _two_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two short rows of different lengths, so that one is padded."""
-    two = [_excerpt(row) for row in sorted(rows, key=lambda row: len(row["input_ids"]))[:2]]
-    first, last = two[0], two[-1]
-    if len(first["input_ids"]) == len(last["input_ids"]):
-        last = {**last, **{name: last[name][:-1] for name in ("input_ids", "labels")}}
-    return [first, last]
-
-
-def _excerpt(row: dict[str, Any]) -> dict[str, Any]:
-    """A row, of a long one the tokens around the first that are trained."""
-    first = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), 0)
-    begin = max(0, min(first - _TRIED // 2, len(row["input_ids"]) - _TRIED))
-    return row | {name: row[name][begin : begin + _TRIED] for name in ("input_ids", "labels")}
 
 
 def _unreached(model: Any, run: Pass, batch: dict[str, Any]) -> list[str]:

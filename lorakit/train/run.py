@@ -12,12 +12,14 @@ from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.allocator import describe_allocator
 from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
 from lorakit.model.adapters.svd import ranks_in_words
+from lorakit.model.block_code import BlockCode
 from lorakit.model.peft_adapter import trained_parameters
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run, now
 from lorakit.train.agreement import StopRequest
+from lorakit.train.block_check import choose_block_code
 from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.offloading import offload_activations
@@ -98,8 +100,10 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     manifest = on_first(lambda: run.read_manifest() if checkpoint else initial_manifest(prepared, state))
     record = RunRecord(run, prepared.recipe, manifest)
     runner, stopping = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory), StopRequest(progress)
+    code = choose_block_code(runner)
+    record.manifest["block_code"] = code.words
     with stopping.listening():
-        outcome = _fit(runner, record, stopping, checkpoint)
+        outcome = _fit(runner, code, record, stopping, checkpoint)
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
         manifest = record.manifest | {"status": "complete", "finished": now(), "result": outcome.__dict__}
@@ -113,7 +117,9 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     return outcome
 
 
-def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, checkpoint: Path | None) -> Outcome:
+def _fit(
+    runner: MicroBatchRunner, code: BlockCode, record: RunRecord, stopping: StopRequest, checkpoint: Path | None
+) -> Outcome:
     """The training itself. The folder is cleared only when nothing can be refused any more."""
     prepared, settings, run, scheduler = runner.prepared, runner.recipe.train, record.run, runner.rank_scheduler
     sharding = runner.sharding
@@ -123,7 +129,7 @@ def _fit(runner: MicroBatchRunner, record: RunRecord, stopping: StopRequest, che
         trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping)
         on_first(partial(_begin_folder, run, record, checkpoint, done))
         offloading = offload_activations(runner.model, settings.offload_activations)
-        with compute_optimizations(runner.model, prepared.recipe.model.dtype), offloading:
+        with compute_optimizations(runner.model, prepared.recipe.model.dtype, code), offloading:
             if prepared.machine.is_gpu and done < steps:
                 runner.progress.say(describe_probe(probe_longest(runner, done + 1), prepared))
             try:  # a step's passes recover where memory runs out; the optimizer cannot: it is half done

@@ -23,7 +23,7 @@ myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]  # console transcripts, and YAML that is wrong on purpose
 
 _PAGES = {
-    "Use": ["guide", "recipe", "data", "adapters", "planning", "evaluation", "merging"],
+    "Use": ["guide", "recipe", "data", "adapters", "planning", "speed", "evaluation", "merging"],
     "Know": ["architecture", "benchmarks", "reliability"],
 }
 _BESIDE = {

@@ -1,0 +1,38 @@
+"""Whose code computes a model's blocks in a run: its own, kernels in the place of some of it, or compiled."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.model.compiled_blocks import compile_blocks
+from lorakit.model.fused_lora import fused_lora, release_int8_inputs
+from lorakit.model.kernels import NO_KERNELS, Kernels, use_kernels
+
+
+@dataclass(frozen=True)
+class BlockCode:
+    """As it stands here, the model's own code, with lorakit's functions for the adapters' layers."""
+
+    kernels: Kernels = NO_KERNELS
+    compiled: bool = False
+    words: str = "plain"
+    """What the manifest calls it."""
+    on_stop: Callable[[str], None] = lambda reason: None
+    """Is told why compiled blocks went back to plain code."""
+
+
+PLAIN = BlockCode()
+
+
+@contextmanager
+def use_block_code(model: Any, code: BlockCode) -> Iterator[None]:
+    """Within this, a model's blocks compute so; afterwards the model is as it was."""
+    with ExitStack() as stack:
+        if code.compiled:  # through PEFT's forward: see compiled_blocks.py
+            stack.enter_context(compile_blocks(model, code.on_stop))
+        else:
+            stack.enter_context(release_int8_inputs(model))
+            stack.enter_context(fused_lora(model))
+            stack.enter_context(use_kernels(model, code.kernels))
+        yield

@@ -1,0 +1,136 @@
+"""Kernels and compiled blocks, tried on two rows before the first step: loss and gradients are those of plain code, or
+the run goes on with that and says why. Its result is not at risk either way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from lorakit.distributed.processes import gather
+from lorakit.model.block_code import PLAIN, BlockCode
+from lorakit.model.compiled_blocks import blocks_of
+from lorakit.model.cpu_kernels import cpu_kernels
+from lorakit.model.kernels import Kernels, liger_kernels, use_kernels
+from lorakit.model.loss import EXACT, HALF, losses_agree
+from lorakit.plan.block_code import LIGER, PROCESSOR
+from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.train.trial import restoring_modes, two_rows
+
+# How far the gradients of two ways may lie apart, as a share of their length: float32, or half precision, whose
+# rounding alone moves them by a few percent.
+_EXACT_GRADIENTS, _HALF_GRADIENTS = 1e-3, 0.1
+# Numbers of each gradient that are compared: of a matrix that is trained whole not all.
+_COMPARED = 1 << 16
+
+_KERNEL_NAMES = {"rms_norm": "RMSNorm", "rotary": "rotation", "swiglu": "SwiGLU", "geglu": "GeGLU"}
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Loss and gradients of two rows, the latter as one vector."""
+
+    loss: torch.Tensor
+    gradients: torch.Tensor
+    tokens: int
+
+
+def choose_block_code(runner: MicroBatchRunner, make_kernels: Callable[[], Kernels] | None = None) -> BlockCode:
+    """The code that computes the blocks of a run: what its recipe asks for, where that gives what plain code does.
+    `make_kernels` takes the place of those of the run's device."""
+    on_cpu = runner.device.type == "cpu"
+    make_kernels = make_kernels or (cpu_kernels if on_cpu else liger_kernels)
+    train, progress = runner.recipe.train, runner.progress
+    if train.compile == "on":
+        warn = partial(_warn, progress, "train.compile")
+        code = BlockCode(compiled=True, words="compiled", on_stop=warn)
+        if not blocks_of(runner.model):
+            warn("transformers names no blocks of this model that could be compiled one by one")
+        elif _agrees(runner, lambda: code, warn):
+            progress.say(f"compiled: {len(blocks_of(runner.model))} blocks, after a trial on two rows")
+            return code
+    elif train.kernels == "auto":
+        code = PLAIN
+
+        def with_kernels() -> BlockCode:
+            nonlocal code
+            code = BlockCode(make_kernels(), words=PROCESSOR if on_cpu else LIGER)
+            return code
+
+        if _agrees(runner, with_kernels, partial(_warn, progress, "train.kernels")):
+            progress.say(f"kernels: {_counts(runner.model, code.kernels)}, after a trial on two rows")
+            return code
+    return PLAIN
+
+
+def _warn(progress: Any, key: str, reason: str) -> None:
+    progress.warn(f"{key}: {reason}. The run goes on with the model's own code, to the same result.")
+
+
+def _counts(model: Any, kernels: Kernels) -> str:
+    with use_kernels(model, kernels) as counts:
+        pass
+    return ", ".join(f"{count} x {_KERNEL_NAMES[name]}" for name, count in sorted(counts.items()))
+
+
+def _agrees(runner: MicroBatchRunner, make: Callable[[], BlockCode], warn: Callable[[str], None]) -> bool:
+    """Whether a code gives the loss and the gradients that plain code does, on all processes; `warn` is told where it
+    does not."""
+    expected, reason = _trial(runner, PLAIN), ""
+    try:
+        trial = _trial(runner, make())
+    except Exception as error:  # whatever a compiler or a driver raises: it is reported, and plain code runs
+        reason = f"failed on two rows ({_first_line(error)})"
+    else:
+        reason = _difference(trial, expected, runner.recipe.model.dtype)
+    reasons = [reason for reason in gather(reason) if reason]
+    if reasons:
+        warn(reasons[0])
+    return not reasons
+
+
+def _first_line(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _trial(runner: MicroBatchRunner, code: BlockCode) -> _Trial:
+    """Two rows forward and backward, as the run computes them, but for dropout. Of the model nothing is changed."""
+    model = runner.model
+    batch = runner.layout.collate(runner.layout.pack(two_rows(runner.prepared.train.rows))).to(runner.device)
+    with restoring_modes(runner):
+        if _drops(model):
+            model.eval()
+        with compute_optimizations(model, runner.recipe.model.dtype, code):
+            loss, count = runner.summed_loss(batch)
+            (loss / max(count, 1)).backward()  # within: checkpointed blocks compute again what they computed
+        parts = [_sample(p.grad) for p in model.parameters() if p.grad is not None]
+        return _Trial(loss.detach(), torch.cat(parts), count)
+
+
+def _drops(model: Any) -> bool:
+    config = model.config.get_text_config()
+    dropouts = (module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    return any(dropouts) or bool(getattr(config, "attention_dropout", 0))
+
+
+def _sample(gradient: torch.Tensor) -> torch.Tensor:
+    numbers = gradient.detach().flatten()
+    return numbers[:: max(1, len(numbers) // _COMPARED)].float().clone()
+
+
+def _difference(trial: _Trial, expected: _Trial, dtype: str) -> str:
+    """How a trial differs from another beyond the rounding of the arithmetic; "" where it does not."""
+    exact = dtype == "float32"
+    if not losses_agree(trial.loss, expected.loss, expected.tokens, EXACT if exact else HALF):
+        loss, own = (one.loss.item() / max(expected.tokens, 1) for one in (trial, expected))
+        return f"gave another loss on two rows than the model's own code, {loss:.5g} instead of {own:.5g}"
+    if trial.gradients.shape != expected.gradients.shape:
+        return "gave gradients to other weights than the model's own code"
+    length = float(expected.gradients.norm())
+    apart = float((trial.gradients - expected.gradients).norm()) / length if length else 0.0
+    if apart > (_EXACT_GRADIENTS if exact else _HALF_GRADIENTS) or apart != apart:
+        return f"gave other gradients on two rows than the model's own code: {apart:.2g} of their length apart"
+    return ""
