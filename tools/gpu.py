@@ -150,10 +150,13 @@ def training(limit: float, case: Case, *rivals: str) -> dict[str, Part]:
 
 # What each choice of lorakit's is worth: the case, and what is set otherwise than `auto` has it on a GPU.
 VARIANTS = [
+    Case("1b", settings=("train.kernels=off",)),
     Case("1b", rows="short", settings=("data.packing=off",)),
     Case("1b", settings=("data.packing=off", "model.attention=sdpa")),
     Case("1b", settings=("train.offload_activations=true",), gpu_only=True),
+    Case("1b", settings=("train.compile=off",)),
 ]
+COMPILED = Case("1b", settings=("train.compile=on",))
 
 PARTS: dict[str, Part] = {
     "environment": (30, environment),
@@ -169,6 +172,7 @@ PARTS: dict[str, Part] = {
     "unsloth 1b lora long": (60, partial(train_rival, case=LONG, rival="unsloth")),
     "unsloth 8b nf4 long": (90, partial(train_rival, case=LARGE_NF4, rival="unsloth")),
     **training(90, LARGE, "trl"),
+    **training(120, COMPILED),  # compiling alone may take a minute
     "merge": (60, merging),
     "eval": (45, evaluation),
     "doctor": (45, doctor),

@@ -8,7 +8,7 @@ the speed.
 import importlib.util
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,8 @@ def train_lorakit(bench: Bench, case: Case) -> dict[str, Any]:
     """`lorakit train`: its speed and peak, what the plan was off by, and what became of each `auto`."""
     _needs_model(bench, case)
     prepared = prepared_case(bench, case)
+    if case.settings and prepared.recipe == prepared_case(bench, replace(case, settings=())).recipe:
+        raise Skipped("`auto` chose the same")
     run = bench.work / "runs" / case.name.replace(" ", "-")
     command = ["lorakit", "train", str(bench.work / "recipe.yaml"), "--json", "--quiet", "--overwrite"]
     for setting in case_settings(bench, case):
