@@ -62,7 +62,7 @@ def test_what_is_not_known_is_not_advised_on():
         ("data.eval", "20 held-out", {"held_out": 20}),
         ("data.max_length", "12% of the rows", {"overlong": 0.12}),
         ("data.max_length", "10 times the longest", {"longest": 102}),
-        ("data.packing", "40% of the tokens", {"padding": 0.4}),
+        ("data.packing", "40% of the tokens", {"padding": 0.4, "data": {"packing": "off"}}),
         ("train.epochs", "seen 16.0 times", {"steps": 2000}),
         ("train.steps", "seen 16.0 times", {"steps": 2000, "train": {"steps": 2000, "epochs": None}}),
         ("train.batch_size", "60 steps", {"steps": 60}),
