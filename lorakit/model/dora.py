@@ -15,7 +15,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorakit.model.lora_function import Casts, accumulate, as_rows, frozen_weight
+from lorakit.model.lora_function import Casts, accumulate, as_rows, frozen_weight, identity
 
 # Where a row's squared norm falls under this share of the weight's own, the terms cancel: it is taken from the sum.
 _CANCELLED = 0.1
@@ -36,7 +36,7 @@ class RowNorms:
 
     def of(self, base: Any, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         """The norms (out) for the base's weight (out, in) and the adapter's a (rank, in), b (out, rank)."""
-        now = (*((tensor.data_ptr(), tensor._version) for tensor in (base.weight, a, b)), scaling)
+        now = (*map(identity, (base.weight, a, b)), scaling)
         if self._norms and self._norms[0] == now:
             return self._norms[1]
         with torch.no_grad(), torch.autocast(a.device.type, enabled=False):

@@ -22,6 +22,11 @@ OWN_BASES = (torch.nn.Linear, Conv1D, Linear4bit, Linear8bitLt)
 """Frozen linear layers whose backward pass is computed here; any other computes its own."""
 
 
+def identity(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor gets other numbers, by torch's own ways: its storage, or its version."""
+    return tensor.untyped_storage()._cdata, tensor._version
+
+
 class Casts:
     """Tensors in the number format of a product. A parameter is cast once a step: its cast stays while the parameter
     does, until an optimizer has stepped, which may go past torch's version counts. An input is cast once for all layers
@@ -38,7 +43,7 @@ class Casts:
             return factor
         if not isinstance(factor, torch.nn.Parameter):
             return factor.detach().to(dtype)
-        now = factor.data_ptr(), factor._version, factor.shape, dtype
+        now = *identity(factor), factor.shape, dtype
         known = self._parameters.get(factor)
         if known is None or known[0] != now:
             known = self._parameters[factor] = now, factor.detach().to(dtype)
