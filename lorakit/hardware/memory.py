@@ -27,7 +27,9 @@ _OUT_OF_MEMORY = (
     *("UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "UR_RESULT_ERROR_OUT_OF_RESOURCES"),
 )
 
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+# Of malloc.h; the defaults are those of glibc's malloc.c, of thresholds the highest to which it raises them by itself.
+_MMAP_THRESHOLD, _MMAP_MAX, _TRIM_THRESHOLD = -3, -4, -1
+_DEFAULTS = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 1 << 26, _MMAP_THRESHOLD: 1 << 25}
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # starts the peak of resident memory anew (the kernel's Documentation/filesystems/proc)
 
@@ -37,6 +39,20 @@ def return_freed_memory() -> None:
     scattered, and before 2.38 an aligned block hardly ever fits where another one was. Returning costs some time: a
     page is filled with zeros when it is allocated again."""
     _call_glibc("mallopt", _MMAP_THRESHOLD, 1 << 20)
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Within this glibc keeps the memory of freed tensors for the next ones. Otherwise it maps large ones anew, and the
+    system fills each of their pages with zeros: a tenth of a step's time on a processor."""
+    _call_glibc("mallopt", _MMAP_MAX, 0)
+    _call_glibc("mallopt", _TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        for name, value in _DEFAULTS.items():
+            _call_glibc("mallopt", name, value)
+        _call_glibc("malloc_trim", 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

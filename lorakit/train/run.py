@@ -1,6 +1,7 @@
 """One training run: a prepared recipe -> an adapter in a run's folder."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from lorakit.distributed.launchers import launched
 from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, world_size
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
 from lorakit.hardware.allocator import describe_allocator
-from lorakit.hardware.memory import free_memory, is_out_of_memory, return_freed_memory, run_peak
+from lorakit.hardware.memory import free_memory, is_out_of_memory, keep_freed_memory, return_freed_memory, run_peak
 from lorakit.model.adapters.svd import ranks_in_words
 from lorakit.model.block_code import BlockCode
 from lorakit.model.peft_adapter import trained_parameters
@@ -129,7 +130,8 @@ def _fit(
         trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping)
         on_first(partial(_begin_folder, run, record, checkpoint, done))
         offloading = offload_activations(runner.model, settings.offload_activations)
-        with compute_optimizations(runner.model, prepared.recipe.model.dtype, code), offloading:
+        keeping = keep_freed_memory() if _has_room_to_keep(runner) else nullcontext()
+        with compute_optimizations(runner.model, prepared.recipe.model.dtype, code), offloading, keeping:
             if prepared.machine.is_gpu and done < steps:
                 runner.progress.say(describe_probe(probe_longest(runner, done + 1), prepared))
             try:  # a step's passes recover where memory runs out; the optimizer cannot: it is half done
@@ -148,6 +150,14 @@ def _fit(
     if (is_first() or sharding.is_collective) and end.best_global_step and end.best_global_step != end.global_step:
         restore_model_state(runner.model, scheduler, run.checkpoint(end.best_global_step), sharding)
     return _outcome(trainer, time.monotonic() - start)
+
+
+def _has_room_to_keep(runner: MicroBatchRunner) -> bool:
+    """Whether a processor's memory is large enough to keep what is freed for the next tensor, which then may not fit
+    exactly: twice what is planned. What is recomputed or gathered is given back at once instead, whatever there is."""
+    prepared, expected = runner.prepared, runner.prepared.expected
+    returns = runner.recomputes or runner.sharding.is_collective
+    return not (prepared.machine.is_gpu or returns) and bool(expected and 2 * expected.total < prepared.machine.memory)
 
 
 def _begin_folder(run: Run, record: RunRecord, checkpoint: Path | None, done: int) -> None:
