@@ -27,8 +27,8 @@ def new_pages(times: int = 5) -> int:
 def test_freed_memory_is_kept_within_and_given_back_afterwards():
     pages = 4 * NUMBERS // resource.getpagesize()
     with keep_freed_memory():
-        new_pages(1)
-        assert new_pages() < pages / 10
+        assert new_pages() <= 2 * pages  # of the first, and of one beside it
+        assert new_pages() < pages
     assert new_pages() > 4 * pages
 
 
