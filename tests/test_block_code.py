@@ -76,12 +76,22 @@ def step(runner, code):
     ],
 )
 def test_kernels_that_agree_are_taken_and_train_the_same(recipe_file, overrides):
-    runner = runner_of(recipe_file(), *overrides, kernels="auto")
+    runner = runner_of(recipe_file(), *overrides, kernels="on")
     code = choose_block_code(runner, lambda: DOUBLES)
     assert code.kernels is DOUBLES and code.words == "processor"
     assert runner.progress.warnings == []
     assert runner.progress.lines == ["kernels: 5 x RMSNorm, 2 x rotation, 2 x SwiGLU, after a trial on two rows"]
     assert_same(step(runner, code), step(runner, PLAIN), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"), [(["model.dtype=bfloat16"], "compute in float32"), ([], "none for the family")]
+)
+def test_kernels_that_a_run_cannot_have_are_said_to_be_left_out(recipe_file, overrides, words):
+    runner = runner_of(recipe_file(), *overrides, kernels="on")
+    runner.model.config.model_type = "llama" if overrides else "stablelm"
+    assert choose_block_code(runner) == PLAIN
+    assert words in runner.progress.warnings[0]
 
 
 class OnlyForward(torch.autograd.Function):
@@ -114,7 +124,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_kernels_that_fail_or_compute_something_else_are_given_up_with_the_reason(recipe_file, fault):
     kernels, words = FAULTS[fault]
-    runner = runner_of(recipe_file(adapter={"dropout": 0.1}), kernels="auto")
+    runner = runner_of(recipe_file(adapter={"dropout": 0.1}), kernels="on")
     state = torch.get_rng_state()
     before = {name: dict(vars(module)) for name, module in runner.model.named_modules()}
     assert choose_block_code(runner, lambda: kernels) == PLAIN
@@ -128,7 +138,7 @@ def test_kernels_that_fail_or_compute_something_else_are_given_up_with_the_reaso
 
 def test_kernels_that_are_not_installed_are_said_to_be_missing(recipe_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    runner = runner_of(recipe_file(), kernels="auto")
+    runner = runner_of(recipe_file(), kernels="on")
     assert choose_block_code(runner, liger_kernels) == PLAIN
     assert "ModuleNotFoundError" in runner.progress.warnings[0]
 
@@ -197,21 +207,21 @@ def settled(machine, info, rows=None, compile="auto", model=None, adapter=None, 
 @pytest.mark.parametrize(
     ("machine", "info", "installed", "value", "words"),
     [
-        (CPU, LLAMA_8B, True, "processor", "fewer passes"),
+        (CPU, LLAMA_8B, True, "on", "for a processor"),
         (replace(CPU, bfloat16=True), LLAMA_8B, True, "off", "float32"),
         (APPLE, LLAMA_8B, True, "off", "NVIDIA's and AMD's"),
         (OLD_GPU, LLAMA_8B, True, "off", "compute capability < 8.0"),
         (GPU, OTHER, True, "off", "none for stablelm"),
         (GPU, LLAMA_8B, False, "off", "pip install 'lorakit[gpu]'"),
-        (replace(GPU, here=False), LLAMA_8B, False, "liger", "tried against"),
-        (GPU, LLAMA_8B, True, "liger", "tried against"),
+        (replace(GPU, here=False), LLAMA_8B, False, "on", "Liger-Kernel's for llama; tried"),
+        (GPU, LLAMA_8B, True, "on", "Liger-Kernel's for llama; tried"),
         (GPU, None, True, "auto", "the model is not here yet"),
     ],
 )
 def test_auto_takes_kernels_where_they_run(monkeypatch, machine, info, installed, value, words):
     monkeypatch.setattr(block_code.importlib.util, "find_spec", lambda name: installed or None)
     recipe, choices = settled(machine, info)
-    assert (choices["kernels"].value, recipe.train.kernels) == (value, "off" if value == "off" else "auto")
+    assert choices["kernels"].value == recipe.train.kernels == value
     assert words in choices["kernels"].reason
     if info:
         assert bool(size_run(recipe, info, info.spec, machine.is_gpu).kernels) is (value != "off")

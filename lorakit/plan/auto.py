@@ -16,7 +16,7 @@ from lorakit.hardware.machine import Machine, gpu_throughput, has_own_memory
 from lorakit.hardware.unsupported import UNSUPPORTED
 from lorakit.model.quantization_config import refuse_quantization
 from lorakit.plan.attention import check_attention, choose_attention, choose_packing
-from lorakit.plan.block_code import check_compile, choose_compile, choose_kernels, settled
+from lorakit.plan.block_code import check_compile, choose_compile, choose_kernels
 from lorakit.plan.memory import SizedRun, memory_budget, size_run
 from lorakit.plan.model_info import ModelInfo
 from lorakit.plan.runtime import run_workload, training_seconds
@@ -110,7 +110,7 @@ def resolve_auto(
     if recipe.train.kernels == "auto":
         choose("train.kernels", *choose_kernels(recipe, dtype, machine, info, devices))
     length = min(longest or recipe.data.max_length, recipe.data.max_length)
-    chosen = with_values(recipe, {choice.path: settled(choice.path, choice.value) for choice in choices})
+    chosen = with_values(recipe, {choice.path: choice.value for choice in choices})
     card = machine.memory if machine.is_gpu else 0
     run = size_run(chosen, info, info.spec, machine.is_gpu, devices, card) if info and info.spec else None
     if chosen.train.sharding == "auto":
@@ -122,12 +122,12 @@ def resolve_auto(
     for name, value, reason in _choose_micro_batch(chosen, run, machine, length, min(mean or length, length)):
         choose(f"train.{name}", value, reason)
     if recipe.train.compile == "auto":
-        chosen = with_values(chosen, {choice.path: settled(choice.path, choice.value) for choice in choices})
+        chosen = with_values(chosen, {choice.path: choice.value for choice in choices})
         run = run and replace(run, recipe=chosen)
         choose("train.compile", *choose_compile(chosen, machine, run, rows, min(mean or length, length), devices))
     if recipe.train.learning_rate == "auto":
         choose("train.learning_rate", *default_learning_rate(recipe, info))
-    values = {choice.path: settled(choice.path, choice.value) for choice in choices}
+    values = {choice.path: choice.value for choice in choices}
     return with_values(recipe, values), tuple(choices)
 
 

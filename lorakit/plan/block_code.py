@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import sys
-from typing import Any
 
 from lorakit.amounts import counted, duration
 from lorakit.errors import UserError
@@ -23,15 +22,11 @@ from lorakit.recipe.schema import Recipe
 _REPAID = 1800
 _WAITING = "devices that share out the base wait for each other inside a pass"
 
-LIGER, PROCESSOR = "liger", "processor"
-"""What a choice says of `train.kernels: auto` where kernels are taken: Liger-Kernel's, or lorakit's own. The recipe
-keeps `auto`, which means the best on every machine."""
-
 
 def choose_kernels(
     recipe: Recipe, dtype: str, machine: Machine, info: ModelInfo | None, devices: Devices
 ) -> tuple[str, str]:
-    """LIGER, PROCESSOR or off, and why; `auto` where the model is not known."""
+    """on or off, and why; `auto` where the model is not known."""
     if machine.is_gpu and machine.device != "cuda":
         return "off", "Liger-Kernel's run on NVIDIA's and AMD's GPUs"
     if not machine.is_gpu and dtype != "float32":
@@ -48,10 +43,10 @@ def choose_kernels(
         return "off", f"there are none for {info.model_type} that lorakit knows"
     tried = "tried against the model's own code before the first step"
     if not machine.is_gpu:
-        return PROCESSOR, f"lorakit's own for a processor take fewer passes over memory; {tried}"
+        return "on", f"lorakit's own for a processor take fewer passes over memory; {tried}"
     if machine.here and not all(map(importlib.util.find_spec, ("liger_kernel", "triton"))):
         return "off", "liger-kernel is not installed: pip install 'lorakit[gpu]'"
-    return LIGER, f"Liger-Kernel's for {info.model_type}; {tried}"
+    return "on", f"Liger-Kernel's for {info.model_type}; {tried}"
 
 
 def _waits(recipe: Recipe, devices: Devices) -> bool:
@@ -105,8 +100,3 @@ def choose_compile(
     if seconds < _REPAID:
         return "off", f"{planned}; compiling takes a minute or more, which is repaid after half an hour"
     return "on", f"{planned}; tried against plain code before the first step"
-
-
-def settled(path: str, value: Any) -> Any:
-    """What a recipe says where this was chosen."""
-    return "auto" if path == "train.kernels" and value in (LIGER, PROCESSOR) else value

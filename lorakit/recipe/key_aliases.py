@@ -80,7 +80,7 @@ _KEYS: dict[tuple[str, str], str] = {
     ("train.gradient_checkpointing", "It takes true, false or auto"): """
         grad_checkpoint enable_activation_checkpointing activation_checkpointing use_gradient_checkpointing
         gradient_checkpointing_kwargs""",
-    ("train.kernels", "It takes auto or off"): "liger_kernel use_liger_kernel enable_liger_kernel use_kernels",
+    ("train.kernels", "It takes auto, on or off"): "liger_kernel use_liger_kernel enable_liger_kernel use_kernels",
     ("train.compile", "It takes auto, on or off"): "torch_compile compile_model",
     ("train.sharding: fsdp", ""): "fsdp fsdp_config fsdp_version fsdp_transformer_layer_cls_to_wrap",
     ("train.sharding: zero-3", "zero-2 and zero-3 are DeepSpeed's"): "deepspeed deepspeed_config zero_stage zero3",

@@ -264,7 +264,7 @@ memory, not the result."""
     offload_activations: bool = False
     """Keep what the backward pass needs in main memory meanwhile: less memory on the GPU, the same result, and slower \
 where the link to the GPU is. GPUs only."""
-    kernels: Literal["auto", "off"] = "auto"
+    kernels: Literal["auto", "on", "off"] = "auto"
     """RMSNorm, rotation and gated activations in fewer passes than the model's own code takes, by Liger-Kernel on a \
 GPU and by lorakit on a processor: `auto` where they run and know the family. They are tried before the first step. \
 It changes speed and memory, not the result."""

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from lorakit.distributed.processes import gather
+from lorakit.errors import LorakitError
 from lorakit.model.block_code import PLAIN, BlockCode
 from lorakit.model.compiled_blocks import blocks_of
 from lorakit.model.cpu_kernels import cpu_kernels
 from lorakit.model.kernels import Kernels, liger_kernels, use_kernels
-from lorakit.model.loss import EXACT, HALF, losses_agree
-from lorakit.plan.block_code import LIGER, PROCESSOR
-from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
+from lorakit.model.loss import EXACT, HALF, losses_agree, supervised_loss
+from lorakit.train.micro_batching import MicroBatchRunner, autocast, compute_optimizations
 from lorakit.train.trial import restoring_modes, two_rows
 
 # How far the gradients of two ways may lie apart, as a share of their length: float32, or half precision, whose
@@ -40,26 +40,15 @@ class _Trial:
 def choose_block_code(runner: MicroBatchRunner, make_kernels: Callable[[], Kernels] | None = None) -> BlockCode:
     """The code that computes the blocks of a run: what its recipe asks for, where that gives what plain code does.
     `make_kernels` takes the place of those of the run's device."""
-    on_cpu = runner.device.type == "cpu"
-    make_kernels = make_kernels or (cpu_kernels if on_cpu else liger_kernels)
     train, progress = runner.recipe.train, runner.progress
     if train.compile == "on":
         warn = partial(_warn, progress, "train.compile")
-        code = BlockCode(compiled=True, words="compiled", on_stop=warn)
-        if not blocks_of(runner.model):
-            warn("transformers names no blocks of this model that could be compiled one by one")
-        elif _agrees(runner, lambda: code, warn):
+        if code := _agreeing(runner, lambda: _compiled(runner, warn), warn):
             progress.say(f"compiled: {len(blocks_of(runner.model))} blocks, after a trial on two rows")
             return code
-    elif train.kernels == "auto":
-        code = PLAIN
-
-        def with_kernels() -> BlockCode:
-            nonlocal code
-            code = BlockCode(make_kernels(), words=PROCESSOR if on_cpu else LIGER)
-            return code
-
-        if _agrees(runner, with_kernels, partial(_warn, progress, "train.kernels")):
+    elif train.kernels != "off":
+        warn = partial(_warn, progress, "train.kernels")
+        if code := _agreeing(runner, lambda: _with_kernels(runner, make_kernels), warn):
             progress.say(f"kernels: {_counts(runner.model, code.kernels)}, after a trial on two rows")
             return code
     return PLAIN
@@ -69,26 +58,42 @@ def _warn(progress: Any, key: str, reason: str) -> None:
     progress.warn(f"{key}: {reason}. The run goes on with the model's own code, to the same result.")
 
 
+def _compiled(runner: MicroBatchRunner, on_stop: Callable[[str], None]) -> BlockCode:
+    if not blocks_of(runner.model):
+        raise LorakitError("transformers names no blocks of this model that could be compiled one by one")
+    return BlockCode(compiled=True, words="compiled", on_stop=on_stop)
+
+
+def _with_kernels(runner: MicroBatchRunner, make: Callable[[], Kernels] | None) -> BlockCode:
+    on_cpu = runner.device.type == "cpu"
+    if on_cpu and runner.recipe.model.dtype != "float32":
+        raise LorakitError("lorakit's own for a processor compute in float32")
+    kernels = (make or (cpu_kernels if on_cpu else liger_kernels))()
+    if not _counts(runner.model, kernels):
+        raise LorakitError("there are none for the family of this model")
+    return BlockCode(kernels, words="processor" if on_cpu else "liger")
+
+
 def _counts(model: Any, kernels: Kernels) -> str:
     with use_kernels(model, kernels) as counts:
         pass
     return ", ".join(f"{count} x {_KERNEL_NAMES[name]}" for name, count in sorted(counts.items()))
 
 
-def _agrees(runner: MicroBatchRunner, make: Callable[[], BlockCode], warn: Callable[[str], None]) -> bool:
-    """Whether a code gives the loss and the gradients that plain code does, on all processes; `warn` is told where it
-    does not."""
-    expected, reason = _trial(runner, PLAIN), ""
+def _agreeing(runner: MicroBatchRunner, make: Callable[[], BlockCode], warn: Callable[[str], None]) -> BlockCode | None:
+    """A code, if it gives the loss and the gradients that plain code does, on all processes; `warn` is told why not."""
+    code, reason = PLAIN, ""
     try:
-        trial = _trial(runner, make())
+        code = make()
+        reason = _difference(_trial(runner, code), _trial(runner, PLAIN), runner.recipe.model.dtype)
+    except LorakitError as error:
+        reason = str(error)
     except Exception as error:  # whatever a compiler or a driver raises: it is reported, and plain code runs
         reason = f"failed on two rows ({_first_line(error)})"
-    else:
-        reason = _difference(trial, expected, runner.recipe.model.dtype)
     reasons = [reason for reason in gather(reason) if reason]
     if reasons:
         warn(reasons[0])
-    return not reasons
+    return None if reasons else code
 
 
 def _first_line(error: Exception) -> str:
@@ -104,7 +109,9 @@ def _trial(runner: MicroBatchRunner, code: BlockCode) -> _Trial:
         if _drops(model):
             model.eval()
         with compute_optimizations(model, runner.recipe.model.dtype, code):
-            loss, count = runner.summed_loss(batch)
+            given = {"attention_mask": None, **batch.tensors, "trained": batch.trained}
+            with autocast(runner.device, runner.recipe.model.dtype):
+                loss, count = runner.run(supervised_loss, model, **given)
             (loss / max(count, 1)).backward()  # within: checkpointed blocks compute again what they computed
         parts = [_sample(p.grad) for p in model.parameters() if p.grad is not None]
         return _Trial(loss.detach(), torch.cat(parts), count)

@@ -190,7 +190,7 @@ class MicroBatchRunner:
 
     def run_micro_batch(self, batch: MicroBatch, tokens: int, step: int) -> torch.Tensor:
         """Forward and backward of one micro-batch: its part of the loss of a step with so many trained `tokens`."""
-        total, count = self.summed_loss(batch)
+        total, count = self._summed_loss(batch)
         items = max(tokens, 1)
         part = loss = total / items
         if self.rank_scheduler is not None:  # its penalty counts once a step, and is not logged
@@ -271,10 +271,10 @@ class MicroBatchRunner:
     def _held_out_loss(self, rows: Sequence[dict[str, Any]]) -> tuple[float, int]:
         with torch.no_grad():
             unpacked = replace(self.layout, packs=False)
-            loss, count = self.summed_loss(unpacked.collate([[row] for row in rows]).to(self.device))
+            loss, count = self._summed_loss(unpacked.collate([[row] for row in rows]).to(self.device))
             return float(loss), count
 
-    def summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
+    def _summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
         once = self.sharding.is_collective
         with autocast(self.device, self.recipe.model.dtype, keeps_casts=not once):
             given = {"attention_mask": None, **batch.tensors, "once": once, "trained": batch.trained}
@@ -294,7 +294,7 @@ class MicroBatchRunner:
         if not self.layout.packs and not self.sharding.is_collective:
             with torch.no_grad():
                 for pack in batch.packs:
-                    total, _ = self.summed_loss(self.layout.collate([pack]).to(self.device))
+                    total, _ = self._summed_loss(self.layout.collate([pack]).to(self.device))
                     at_fault += [row["where"] for row in pack if not torch.isfinite(total)]
         return at_fault or [row["where"] for row in batch.rows]
 
