@@ -16,6 +16,7 @@ from lorakit.model.attention import takes_varlen, use_varlen
 from lorakit.model.load import load_model
 from lorakit.model.loss import full_logits_loss, losses_agree, supervised_loss
 from lorakit.model.resolve import Base
+from lorakit.recipe.load import load
 from lorakit.recipe.schema import Model
 
 SIZES = {
@@ -211,7 +212,7 @@ def test_auto_goes_without_packs_that_leak_and_says_so_while_on_is_refused(monke
     run, _ = run_recipe(recipe_file(), tmp_path / "auto", "model.attention=varlen")
     (choice,) = [choice for choice in run.read_manifest()["auto"] if choice["path"] == "data.packing"]
     assert choice["value"] == "off" and "another loss in one pack" in choice["reason"]
-    assert "packing: 'off'" in run.recipe.read_text()
+    assert load(run.recipe, []).recipe.data.packing == "off"
     with pytest.raises(UserError, match="does not keep packed rows apart"):
         run_recipe(recipe_file(), tmp_path / "on", "model.attention=varlen", "data.packing=on")
 
