@@ -134,7 +134,8 @@ def test_each_change_that_is_named_makes_it_fit(recipe_on, lorakit_plan, tmp_pat
 )
 def test_a_plan_claims_no_more_than_its_estimate_holds(recipe_on, lorakit_plan, taken, verdict, fits, certain, code):
     """`taken`: the share of a card's memory that the estimate takes, which may be off by 15 %."""
-    train = {"micro_batch": 2, "gradient_checkpointing": False}
+    # Cards as small as these are older than what Liger's kernels run on.
+    train = {"micro_batch": 2, "gradient_checkpointing": False, "kernels": "off"}
     path = recipe_on("Qwen/Qwen2.5-0.5B", train=train, model={"attention": "sdpa"})
     total = json.loads(lorakit_plan(path, "--gpu", "24GB", "--json")[1])["memory"]["longest"]["total"]
     card = f"{total / taken / 2**30:.6f}GB"
