@@ -146,12 +146,14 @@ def templates(draw, ordinary=False):
     return Family(template, turn, "</s>", "<s>", special, stops)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(templates(), talks(), TRAIN_ON, st.sampled_from(TOKENIZERS))
 def test_the_mask_of_any_template_is_exact_or_the_row_refused(family, talk, train_on, kind):
     assert_exact_or_refused(family, family.tokenizer(kind), talk, train_on)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(templates(ordinary=True), st.sampled_from(["assistant", "last"]))
 def test_ordinary_rows_are_not_refused(family, train_on):

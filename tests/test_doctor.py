@@ -310,6 +310,7 @@ def test_what_a_run_would_refuse_of_a_base_is_broken_with_its_remedy(tmp_path):
     assert found["base's family"].message.startswith("not_yet: transformers ")
 
 
+@pytest.mark.slow
 def test_a_recipe_is_asked_with_its_overrides(tmp_path, tiny_base):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: {base: org/nowhere}\ndata: {train: any/rows}\n")

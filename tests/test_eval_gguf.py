@@ -84,6 +84,7 @@ def _scored_by_first(gguf, rows):
     return model.nats.tolist(), model.answers
 
 
+@pytest.mark.slow
 def test_of_several_processes_the_first_one_runs_the_file(export, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", rows_of(40)[30:])
     assert run_on(2, _scored_by_first, export("f32"), rows) == [_scored_by_first(export("f32"), rows)] * 2

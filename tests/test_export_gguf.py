@@ -24,6 +24,7 @@ def copy_of(run, name):
     return Path(shutil.copytree(run.folder, run.folder.parent / name, ignore=shutil.ignore_patterns("merged")))
 
 
+@pytest.mark.slow
 def test_types_are_read_back_and_nothing_falls_back_on_widths_of_256(run, lorakit, tmp_path):
     words = "gguf:f16,gguf:q8_0,gguf:q6_k,gguf:q4_k_m,gguf:q2_k"
     code, out, err = lorakit("export", run.folder, "--to", words, "--output", tmp_path, "--json")
@@ -53,6 +54,7 @@ def test_llama_cpp_begins_prompts_as_the_training_did(run, lorakit, tmp_path):
 BITS = {"q8_0": 8.5, "q6_k": 6.5625, "q5_0": 5.5, "q4_0": 4.5}
 
 
+@pytest.mark.slow
 def test_a_file_takes_the_bits_of_its_format(lorakit, tmp_path):
     base = spm_base(tmp_path / "base", hidden_size=512, intermediate_size=1536, num_hidden_layers=4)
     words = ",".join(f"gguf:{word}" for word in (*BITS, "q4_k_m", "q2_k"))
@@ -124,6 +126,7 @@ def test_a_family_that_llama_cpp_lacks_is_named(lorakit, tmp_path):
     assert code == 2 and "cannot convert this model" in err and not list((tmp_path / "out").glob("gguf*"))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_short_is_named(tmp_path, run, lorakit):
     assert lorakit("export", run.folder, "--to", "gguf:f16", "--output", tmp_path)[0] == 0
     file = tmp_path / "gguf-f16" / "tiny-F16.gguf"

@@ -181,6 +181,7 @@ def export_run(lorakit, folder, base, *more, **sections):
     return run, code, json.loads(out)["exports"][0] if not code else None, err
 
 
+@pytest.mark.slow
 def test_an_export_has_all_that_ollama_needs_and_its_prompts_are_the_trainings(base, lorakit, tmp_path):
     run, code, facts, err = export_run(lorakit, tmp_path, base, data={"system": "Answer in JSON."})
     assert code == 0, err

@@ -32,6 +32,7 @@ def ladder(run, tmp_path_factory):
     return json.loads(done.stdout)["ladder"]
 
 
+@pytest.mark.slow
 def test_a_ladder_has_sizes_speeds_verdicts_and_shares(run, ladder):
     rungs = ladder["rungs"]
     assert [rung["name"] for rung in rungs] == ["F32", "Q8_0", "Q4_K_M", "Q2_K"]
@@ -46,6 +47,7 @@ def test_a_ladder_has_sizes_speeds_verdicts_and_shares(run, ladder):
     assert ladder["unmerged"]["tokens_out"] > 0 and ladder["unmerged"]["bytes"] > sizes[0]
 
 
+@pytest.mark.slow
 def test_a_ladder_is_stored_as_an_evaluation_and_says_the_smallest_rung_alike(run, ladder):
     stored = json.loads(Path(ladder["evaluation"]).read_text())
     assert Path(ladder["evaluation"]).parent == run.evaluations and stored["baseline"] == "F32"
@@ -67,6 +69,7 @@ def test_rungs_that_are_there_stay_and_others_join_them(run, ladder, command):
     assert before == {path: Path(path).stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.slow
 def test_a_rung_of_another_adapter_is_not_taken_for_this_ones(run, ladder, lorakit):
     document = run.exports / "gguf-q8_0" / "export.json"
     facts = json.loads(document.read_text())
@@ -76,6 +79,7 @@ def test_a_rung_of_another_adapter_is_not_taken_for_this_ones(run, ladder, lorak
     document.write_text(json.dumps(facts))
 
 
+@pytest.mark.slow
 def test_a_ladder_needs_a_run_and_rows_a_ladder(run, ladder, lorakit):
     code, _, err = lorakit("export", run.merged, "--ladder")
     assert code == 2 and "is not a run" in err

@@ -79,6 +79,7 @@ def killed(path, folder, moment: random.Random) -> str:
     return err
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_killed_process_ends_the_others_with_one_message_and_the_run_resumes(straight, tmp_path):
     path, run = straight

