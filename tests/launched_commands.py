@@ -55,7 +55,10 @@ def processes_of(process: subprocess.Popen) -> dict[int, int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {}
     for child in children:
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        try:
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
         ranks |= {int(name.removeprefix(b"RANK=")): int(child) for name in variables if name.startswith(b"RANK=")}
     return ranks
 

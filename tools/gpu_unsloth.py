@@ -1,15 +1,16 @@
-"""A LoRA by Unsloth on rendered examples, with the settings of the other trainings; written from its documentation, and
-not yet run.
+"""A LoRA by Unsloth on rendered examples, with the settings of the other trainings; written after its published
+notebooks, and not yet run.
 
     gpu_unsloth.py BASE DATA.jsonl OUT STEPS ROWS_AT_ONCE nf4|none
 """
 
 import sys
 
+from unsloth import FastLanguageModel  # isort: skip  it changes the libraries below, where it is imported before them
+
 from bench_rows import BATCH, RATE, SEED
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
-from unsloth import FastLanguageModel
 
 base, data, out, steps, at_once, quantization = sys.argv[1:]
 model, tokenizer = FastLanguageModel.from_pretrained(

@@ -27,9 +27,10 @@ _OUT_OF_MEMORY = (
     *("UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "UR_RESULT_ERROR_OUT_OF_RESOURCES"),
 )
 
-# Of malloc.h; the defaults are those of glibc's malloc.c, of thresholds the highest to which it raises them by itself.
+# Of malloc.h, and what gives memory back: glibc's defaults (its malloc.c), of the threshold the highest to which it
+# raises that by itself.
 _MMAP_THRESHOLD, _MMAP_MAX, _TRIM_THRESHOLD = -3, -4, -1
-_DEFAULTS = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 1 << 26, _MMAP_THRESHOLD: 1 << 25}
+_GIVING_BACK = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 1 << 26}
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # starts the peak of resident memory anew (the kernel's Documentation/filesystems/proc)
 
@@ -37,8 +38,9 @@ _RESET_PEAK = "5"  # starts the peak of resident memory anew (the kernel's Docum
 def return_freed_memory() -> None:
     """Let glibc return freed tensors to the system at once, from a MB on. Otherwise it keeps those of up to 32 MB
     scattered, and before 2.38 an aligned block hardly ever fits where another one was. Returning costs some time: a
-    page is filled with zeros when it is allocated again."""
-    _call_glibc("mallopt", _MMAP_THRESHOLD, 1 << 20)
+    page is filled with zeros when it is allocated again. It takes effect within `keep_freed_memory` too."""
+    for name, value in (_GIVING_BACK | {_MMAP_THRESHOLD: 1 << 20}).items():
+        _call_glibc("mallopt", name, value)
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def keep_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in _DEFAULTS.items():
+        for name, value in _GIVING_BACK.items():
             _call_glibc("mallopt", name, value)
         _call_glibc("malloc_trim", 0)
 

@@ -179,7 +179,10 @@ def _trains_head(causal: Any) -> bool:
 
 
 def _chunk_loss(causal: Any, output: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    return _CrossEntropy.apply(head_logits(causal, output, hidden), targets)
+    logits = head_logits(causal, output, hidden)
+    if not logits.requires_grad:
+        return cross_entropy(logits.float(), targets, reduction="sum")
+    return _CrossEntropy.apply(logits, targets)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -214,8 +217,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         loss, gradient = _cross_entropy(logits, targets)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod

@@ -25,8 +25,6 @@ from lorakit.recipe.attention import ATTENTIONS
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.sharding import sharding_conflicts
 
-# The most tokens of a micro-batch on a processor, where more are not faster; None: as many as fit.
-_TOKENS_ON_CPU: int | None = None
 # The width of LLaMA-33B, from which on QLoRA halves its rate.
 _HIDDEN_33B = 6656
 # What `auto` takes of `train.sharding`: DeepSpeed, an extra, only where it is asked for.
@@ -246,25 +244,16 @@ def _micro_batches(run: SizedRun, rows: int, longest: int, mean: float) -> float
 
 def _choose_rows(run: SizedRun, machine: Machine, longest: int, checkpointing: bool) -> tuple[int, str]:
     """As many of the longest rows as fit, in even parts of the batch: 16 rows go as 8 + 8, not as 9 + 7."""
-    budget, most = memory_budget(machine), _most_rows(run.rows, machine, longest)
+    budget, most = memory_budget(machine), run.rows
     rows = run.largest_micro_batch(longest, checkpointing, most, budget)
     even = math.ceil(most / math.ceil(most / rows)) if rows else 1
     place, need = f"{gibibytes(budget)} of {machine.name}", _takes(run, even, longest, checkpointing)
     if rows == 0:
         return even, f"even {need}, more than {place}: lorakit plan says what would fit"
-    if rows == most < run.rows:
-        return even, f"more than {_TOKENS_ON_CPU:,} tokens at once are not faster on a processor: {need}"
     if rows == most:
         what = "the whole batch" if run.devices.count == 1 else "a device's part of the batch"
         return even, f"{what} fits: {need} of the {place}"
     return even, f"{need}; at most {rows} rows fit into {place}"
-
-
-def _most_rows(rows: int, machine: Machine, longest: int) -> int:
-    """The most of the longest rows that a micro-batch is given room for, though more fit."""
-    if machine.is_gpu or _TOKENS_ON_CPU is None:
-        return rows
-    return min(rows, max(1, _TOKENS_ON_CPU // longest))
 
 
 def _takes(run: SizedRun, rows: int, length: int, checkpointing: bool) -> str:

@@ -46,7 +46,8 @@ def choose_kernels(
         return "on", f"lorakit's own for a processor take fewer passes over memory; {tried}"
     if machine.here and not all(map(importlib.util.find_spec, ("liger_kernel", "triton"))):
         return "off", "liger-kernel is not installed: pip install 'lorakit[gpu]'"
-    return "on", f"Liger-Kernel's for {info.model_type}; {tried}"
+    needs = "" if machine.here else ", where lorakit[gpu] is installed"
+    return "on", f"Liger-Kernel's for {info.model_type}{needs}; {tried}"
 
 
 def _waits(recipe: Recipe, devices: Devices) -> bool:

@@ -31,9 +31,9 @@ _ADAPTER_HIDDEN_ACCESSES, _ADAPTER_WIDTH_ACCESSES = 12, 3
 _BACKWARD = 2  # the backward pass moves about twice what the forward pass does
 # Kernels a layer and pass forward: the block's own, those of an adapter on each linear layer, and of dequantizing.
 _KERNELS, _ADAPTER_KERNELS, _QUANTIZED_KERNELS = 80, 35, 85
-# Of the block's own where Liger's take over: a norm is one kernel for seven, the rotation one for eleven, a gate one
-# for two.
-_KERNELS_REPLACED = 57
+# The block's own where Liger's take over: a norm is one kernel for seven, the rotation one for eleven, a gate one for
+# two.
+_KERNELS_WITH_LIGER = 57
 # DoRA's norms where rows of W + s B A are built: bytes a number of the weight read and written, in float32 but for W.
 _NORM_BYTES = 18
 # Its outputs beside what an adapter's added output takes: numbers read and written forward, and backward times that.
@@ -285,7 +285,7 @@ def _dora_norms(work: Workload, rates: Throughput) -> float:
 
 def _starting(work: Workload, rates: Throughput) -> float:
     """Starting the kernels."""
-    plain = (_KERNELS_REPLACED if work.kernels else _KERNELS) + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
+    plain = (_KERNELS_WITH_LIGER if work.kernels else _KERNELS) + (_QUANTIZED_KERNELS if work.weight_numbers else 0)
     back = work.forwards - 1 + _BACKWARD
     kernels = plain * (work.layers + work.layers_back * back) + _ADAPTER_KERNELS * work.layers_adapted * (1 + back)
     if work.dora:
