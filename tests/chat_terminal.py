@@ -45,9 +45,11 @@ class TerminalOf:
     def interrupt(self, pattern: str) -> str:
         """Press Ctrl-C until the pattern was written. Python's readline loses one that comes between a key and its
         waiting for the next one (readline_until_enter_or_signal in CPython's Modules/readline.c)."""
+        self._at = len(self.raw)
         for _ in range(_SECONDS):
-            self.press("\x03")
-            for _ in range(2):
+            os.write(self._master, b"\x03")
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
                 self._read()
                 if match := re.search(pattern, self._text_from(self._at)):
                     return self._text_from(self._at)[: match.end()]

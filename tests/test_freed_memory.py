@@ -12,36 +12,40 @@ from lorakit.hardware.machine import Machine
 from lorakit.plan.memory import Memory
 from lorakit.train.run import _has_room_to_keep
 
-# A process of its own: where memory once ran out, glibc may go on in another arena, which maps every large block.
+# A process of its own: where memory once ran out, glibc may go on in another arena, which maps every large block. Each
+# tensor is larger than all before it together, so that none fits where another one was.
 PROGRAM = """
-import resource
+from pathlib import Path
 import torch
 from lorakit.hardware.memory import keep_freed_memory, return_freed_memory
 
-def new_pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(16 << 20)  # 64 MiB, more than glibc keeps by itself
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def left_of(mebibytes):
+    before = resident()
+    torch.ones(mebibytes << 18)
+    return (resident() - before) / mebibytes
 
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE >> 20
+
+left_of(8)
+before = resident()
 with keep_freed_memory():
-    new_pages()
-    kept = new_pages()
-given_back = new_pages()
+    kept = left_of(64)
+after = (resident() - before) / 64
+given_back = left_of(96)
 with keep_freed_memory():
     return_freed_memory()  # as gradient checkpointing does, where a run takes to it
-    print(kept, given_back, new_pages())
+    print(kept, after, given_back, left_of(256))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have allocators of their own")
 def test_freed_memory_is_kept_within_and_given_back_afterwards():
-    pages = (64 << 20) // resource.getpagesize()
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    kept, given_back, given_back_within = map(int, done.stdout.split())
-    assert kept < 2 * pages  # of five tensors
-    assert given_back > 4 * pages
-    assert given_back_within > 4 * pages
+    program = PROGRAM.replace("PAGE", str(resource.getpagesize()))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, after, given_back, given_back_within = map(float, done.stdout.split())
+    assert kept > 0.9
+    assert max(after, given_back, given_back_within) < 0.1
 
 
 @pytest.mark.parametrize(
