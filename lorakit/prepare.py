@@ -1,17 +1,16 @@
 """What every command on a model needs before weights are loaded: base, tokenizer, examples, no `auto` left."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lorakit.amounts import gibibytes
 from lorakit.atomic_io import sha256_of
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
-from lorakit.data.examples import examples_of, file_sha256s, held_out_of, tokenizer_sha256
+from lorakit.data.examples import tokenizer_sha256
 from lorakit.data.report import Report
 from lorakit.distributed.processes import (
     any_of,
@@ -40,10 +39,10 @@ from lorakit.progress import Progress, Silent
 from lorakit.recipe.adapter_kind import effective_model, trains_all
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
-from lorakit.recipe.paths import is_path
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.recipe.sharding import describe_idle_sharding, refuse_missing_package
-from lorakit.run_dir import Run, versions
+from lorakit.run_dir import Run
+from lorakit.run_inputs import RunRows, changed_weights, locate_base
 
 _COMPARED = 32
 """Rows whose tokens are compared."""
@@ -52,68 +51,6 @@ _DIFFERENT = {
     "base": "model.base: the files of the base model are not the same on all machines. Copy them anew.",
     "rows": "data: the rows become other tokens on another machine. Give all machines the same files and versions.",
 }
-
-
-class RunRows:
-    """Both sides of a recipe's rows, where a file of held-out rows is read without the rows that are trained on. A
-    `UserError` where they cannot be read. `manifest`: of the run that has ended."""
-
-    def __init__(
-        self, settings: Data, template: ChatTemplate, progress: Progress, manifest: dict[str, Any] | None = None
-    ) -> None:
-        self.template = template
-        self._settings, self._progress, self._manifest = settings, progress, manifest
-        self._warned: set[str] = set()
-
-    def read_or_warn(self, side: Literal["train", "held_out"]) -> Examples | None:
-        """One side, or None where it cannot be read, with a warning."""
-        lost = {
-            "train": "nothing is compared with the rows of the training, which cannot be read",
-            "held_out": "nothing is scored on held-out rows that cannot be read",
-        }
-        try:
-            return self.train if side == "train" else self.held_out
-        except UserError as error:
-            self._warn_once(f"{lost[side]}: {error}")
-            return None
-
-    @cached_property
-    def _both(self) -> tuple[Examples, Examples | None]:
-        train, held_out = examples_of(self._settings, self.template, self._progress)
-        self._warn_of_changes(held_out, all_rows=True)
-        return train, held_out
-
-    @property
-    def train(self) -> Examples:
-        """What is trained on."""
-        return self._both[0]
-
-    @cached_property
-    def held_out(self) -> Examples | None:
-        """What is never trained on; None where the recipe names none."""
-        if "_both" in vars(self) or self._settings.eval is None or isinstance(self._settings.eval, float):
-            return self._both[1]
-        held_out = held_out_of(self._settings, self.template, self._progress)
-        self._warn_of_changes(held_out, all_rows=False)
-        return held_out
-
-    def _warn_of_changes(self, held_out: Examples | None, all_rows: bool) -> None:
-        """Warn where the rows are not those of the training. They are known by their sha256, wherever they lie now.
-        `all_rows`: whether the rows that are trained on were read too."""
-        if self._manifest is None:
-            return
-        recorded = self._manifest["data"]["files"]
-        files = file_sha256s(self._settings, held_out_only=not all_rows)
-        changed = changed_files(recorded if all_rows else {}, files, recorded)
-        tokens = {"eval": held_out.tokens_sha256()} if held_out and not changed else {}
-        changes = "not the rows of this run's training: they changed, or the recipe names others now"
-        for warning in (*(f"{path}: {changes}" for path in changed), changed_tokens(tokens, self._manifest)):
-            self._warn_once(warning)
-
-    def _warn_once(self, warning: str) -> None:
-        if warning and warning not in self._warned:
-            self._progress.warn(warning)
-        self._warned.add(warning)
 
 
 @dataclass(frozen=True)
@@ -128,6 +65,8 @@ class Prepared:
     rows: RunRows
     report: Report
     """What became of the training rows; of a run that has ended as it was then, whether they are there still or not."""
+    has_base: bool = True
+    """Whether `base` is the base model; of a full fine-tuning whose base is gone it is what was trained."""
     expected: Memory | None = None
     """What the longest micro-batch is predicted to take; None where the model's sizes are not known."""
 
@@ -261,11 +200,11 @@ def warn_of_tokenizer_differences(base: Base, tokenizer: Any, train: Examples, p
         progress.warn(f"model.base: {base.name}: {difference}")
 
 
-def open_template(recipe: Recipe, progress: Progress) -> tuple[Base, ChatTemplate]:
+def open_template(recipe: Recipe, progress: Progress, revision: str | None = None) -> tuple[Base, ChatTemplate]:
     """The recipe's base on disk, and its tokenizer with the chat template that the rows are rendered by; UserError
-    where either is missing or damaged."""
+    where either is missing or damaged. `revision`: another one than the recipe's."""
     quiet_libraries()
-    base = resolve_base(recipe.model.base, recipe.model.revision, progress)
+    base = resolve_base(recipe.model.base, revision or recipe.model.revision, progress)
     read_model_info(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
     return base, load_template(recipe, base)
@@ -280,10 +219,9 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     # What the adapter began from may be gone by now, and a compiler; neither is needed any more.
     loaded = load(run.recipe, ["adapter.from=null", "train.compile=off"], ended=True)
-    with loaded.locating(), _base_of_option(base):
-        recipe = _relocate(loaded.recipe, run, manifest, base)
-        opened, template = open_template(recipe, progress)
-        rows = RunRows(recipe.data, template, progress, manifest)
+    with loaded.locating(), _naming_option(base):
+        recipe, opened, template, has_base = _open_inputs(loaded.recipe, run, manifest, base, progress)
+        rows = RunRows(recipe.data, template, progress, run, manifest)
         try:
             report = Report.from_dict(manifest["data"]["train"])
         except (KeyError, TypeError):  # of another version
@@ -291,7 +229,14 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
         prepared = _settle(
             recipe, opened, template, rows, report, read_model_info(opened.folder), usable_machine(progress)
         )
+    prepared = replace(prepared, has_base=has_base)
     refuse_other_base(prepared, manifest, folder)
+    refuse_changed_weights(run, manifest)
+    return run, prepared
+
+
+def refuse_changed_weights(run: Run, manifest: dict[str, Any]) -> None:
+    """Refuse a run whose adapter or model is not what was trained."""
     files = {run.model / name: recorded for name, recorded in manifest.get("model_sha256", {}).items()}
     keys = {"adapter_model.safetensors": "adapter_sha256", "adapter_config.json": "adapter_config_sha256"}
     for name, key in keys.items():
@@ -300,45 +245,52 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
     for file, recorded in files.items():
         if not file.is_file() or sha256_of(file) != recorded:
             raise UserError(f"{file}: is not what this run trained: its sha256 is not the manifest's.")
-    return run, prepared
 
 
 @contextmanager
-def _base_of_option(base: str | None) -> Iterator[None]:
-    """An error about a base that --base names says so, instead of where the recipe names its own."""
+def _naming_option(base: str | None) -> Iterator[None]:
+    """An error about a base that --base names says so, instead of where the recipe names its own; else it names the
+    option, since the base may lie elsewhere now."""
     try:
         yield
     except BaseModelError as error:
         if base is None:
-            raise
+            raise BaseModelError(f"{error} Or write --base with the place where it is now.") from error
         raise UserError(f"--base: {error}") from error
 
 
-def _relocate(recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None) -> Recipe:
-    """The recipe of a run that may lie elsewhere now: with the base where it is (UserError where nothing is), and with
-    the chat template that lies beside what the run trained where its own file is gone. Both are compared later."""
-    named, template = recipe.model.base, recipe.model.chat_template
-    places = [base] if base else [named, str(manifest["base"].get("name"))]
-    place = next((one for one in places if not is_path(one) or Path(one).exists()), None)
-    if place is None:
-        raise UserError(
-            f"{run.folder}: its base model is not at {places[0]}. Put it there, or write where it is now as model.base "
-            f"into {run.recipe}."
-        )
-    if template is not None and not Path(template).exists():
-        copies = [folder / "chat_template.jinja" for folder in (run.adapter, run.model)]
-        template = next((str(copy) for copy in copies if copy.is_file()), template)
-    model = recipe.model.model_copy(update={"base": place, "chat_template": template})
-    return recipe.model_copy(update={"model": model})
+def _open_inputs(
+    recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None, progress: Progress
+) -> tuple[Recipe, Base, ChatTemplate, bool]:
+    """The recipe of a run with its base where that lies now, the base, the chat template that the rows were rendered
+    by, and whether the base is there: what a full fine-tuning wrote stands in for it."""
+    place = locate_base(recipe, run, manifest, base)
+    for file in _template_places(recipe.model.chat_template, run):
+        update = {"chat_template": file, **({"base": place[0]} if place else {})}
+        changed = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
+        if place:
+            opened, template = open_template(changed, progress, place[1])
+        else:
+            opened = Base(str(manifest["base"].get("name")), run.model, str(manifest["base"].get("origin")))
+            template = load_template(changed, opened)
+        if tokenizer_sha256(template.tokenizer) == manifest.get("tokenizer_sha256"):
+            break
+    return changed, opened, template, place is not None
+
+
+def _template_places(own: str | None, run: Run) -> list[str | None]:
+    """Where the chat template of a run may lie: at the recipe's own path, and beside what the run trained."""
+    if own is None:
+        return [None]
+    copies = (folder / "chat_template.jinja" for folder in (run.adapter, run.model))
+    return [one for one in (own, *map(str, copies)) if Path(one).is_file()] or [own]
 
 
 def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
     """Refuse a base whose weights, configuration, tokenizer, or tokens that end an answer are not those that the run in
     `folder` was trained with."""
     base, recorded = prepared.base, manifest["base"]
-    before, current = recorded["sha256"], base.sha256()
-    names = [name for name in sorted({*before, *current}) if name.endswith(".safetensors") or name == "config.json"]
-    if changed := [name for name in names if before.get(name) != current.get(name)]:
+    if prepared.has_base and (changed := changed_weights(base, recorded["sha256"])):
         raise UserError(
             f"{folder}: was trained on other weights or another configuration of {base.name} than those found now "
             f"({base.origin}): {', '.join(changed[:3])} differ. The run says: {recorded.get('origin')}."
@@ -346,7 +298,7 @@ def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path
     if tokenizer_sha256(prepared.tokenizer) != manifest.get("tokenizer_sha256"):
         raise UserError(f"{folder}: the tokenizer of {base.name} or its chat template changed since it was trained.")
     stops = stop_token_ids(base, prepared.tokenizer)
-    if recorded.get("stop_token_ids") not in (None, stops):
+    if prepared.has_base and recorded.get("stop_token_ids") not in (None, stops):
         raise UserError(
             f"{folder}: was trained with the tokens {recorded['stop_token_ids']} as the ends of an answer, and "
             f"{base.name} names {stops} now (eos_token_id in generation_config.json or config.json). Put the files "
@@ -354,37 +306,26 @@ def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path
         )
 
 
-def data_of_file(file: Path, like: Data | None, positions: Positions | None) -> Data:
+@dataclass(frozen=True)
+class GivenRows:
+    """Rows of the command line: the file of `--data`, and its `--format` and `--columns` (ours -> theirs) where they
+    are not those of the run's recipe."""
+
+    file: Path
+    format: Any = None
+    columns: dict[str, str] | None = None
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+def data_of_file(rows: Path | GivenRows, like: Data | None, positions: Positions | None) -> Data:
     """The data section of `--data FILE`: like that of a recipe, or rows up to the end of the model's positions."""
-    if not file.exists() and not is_pattern(file):
-        raise UserError(f"--data: {file}: there is no such file.")
+    given = GivenRows(rows) if isinstance(rows, Path) else rows
+    if not given.file.exists() and not is_pattern(given.file):
+        raise UserError(f"--data: {given}: there is no such file.")
     if like is None:
         like = Data(train="-", max_length=max(positions.limit if positions else 1024, 8))
-    return like.model_copy(update={"train": str(file.absolute()), "eval": None})
-
-
-def changed_files(recorded: dict[str, str], files: dict[str, str], known: dict[str, str] | None = None) -> list[str]:
-    """The files of rows whose content is not among those that a run recorded, and those that it recorded whose content
-    is gone. A file that was moved or renamed is the same. `known`: what is recorded in all, where that is more."""
-    current, before = set(files.values()), set((recorded if known is None else known).values())
-    other = {path for path, sha in files.items() if sha not in before}
-    return sorted(other | {path for path, sha in recorded.items() if sha not in current})
-
-
-def changed_tokens(sha256s: Mapping[str, str | None], manifest: dict[str, Any]) -> str:
-    """In words, that the same rows become other tokens than when the run began, and what else changed since; empty
-    where they do not. `sha256s`: of each side's tokens."""
-    recorded = manifest["data"].get("tokens_sha256")
-    names = {"train": "training", "eval": "held-out"}
-    sides = [names[side] for side in sha256s if recorded is not None and recorded.get(side) != sha256s[side]]
-    if not sides:
-        return ""
-    changed = changed_versions(manifest)
-    return f"the {' and '.join(sides)} rows become other tokens than when the run began" + (changed and f" ({changed})")
-
-
-def changed_versions(manifest: dict[str, Any]) -> str:
-    """The packages whose versions are others than when the run began, in words."""
-    then, now = manifest.get("versions", {}), versions()
-    changed = (f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name))
-    return "; ".join(changed)
+    own = {"format": given.format, "columns": given.columns}
+    update = {name: value for name, value in own.items() if value is not None}
+    return like.model_copy(update={"train": str(given.file.absolute()), "eval": None, **update})

@@ -28,6 +28,7 @@ from lorakit.recipe.did_you_mean import nearest_name
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
 MERGED = "merge.json"  # by which a folder is known to hold a merged model
+BASE = "base.json"  # beside an adapter: what it was trained on, for when it leaves its run
 EXPORT = "export.json"  # by which a folder is known to hold an export
 CLEARED = "cleared"  # the status of a run whose results were deleted for another one's
 _GIVE_RUN = "Give the folder of a run, such as runs/NAME."

@@ -7,7 +7,7 @@ import typer
 
 from lorakit.cli.devices import on_devices, terminal_of_first
 from lorakit.cli.eval import NOT_STORED, Baseline, Models, Output, Quantizations, open_models, results_folder
-from lorakit.cli.options import Devices, Json, Quiet
+from lorakit.cli.options import BaseOption, Devices, Json, Quiet
 from lorakit.errors import UserError
 
 
@@ -35,6 +35,7 @@ def benchmark(
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the intervals.")] = 0,
     output: Output = None,
     devices: Devices = None,
+    base: BaseOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,7 +52,7 @@ def benchmark(
         raise UserError("--tasks: no task is named. Write names with commas, such as --tasks gsm8k,arc_easy.")
     with on_devices(devices, remedy=lambda: "No figures were stored: start again."):
         progress = terminal_of_first(quiet)
-        with open_models(models, quantizations, progress) as model_set:
+        with open_models(models, quantizations, progress, base=base) as model_set:
             from lorakit.evaluate.benchmarks.run import BenchmarkSettings, run_benchmark
             from lorakit.evaluate.report import write_document
             from lorakit.evaluate.run import find_baseline

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorakit.cli.eval import Models, open_models
-from lorakit.cli.options import Json, Quiet
+from lorakit.cli.options import BaseOption, Json, Quiet
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, metavar="N", help="The most tokens of an answer.")
     ] = 512,
+    base: BaseOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,7 +43,7 @@ def chat(
 
     progress = console.Terminal(quiet)
     typed = console.is_conversation() and not as_json
-    with open_models(models, None, progress, servers_alone=True) as model_set:
+    with open_models(models, None, progress, servers_alone=True, base=base) as model_set:
         from lorakit.chat.commands import parse_temperature
         from lorakit.chat.models import Decoding
         from lorakit.chat.opening import first_model, open_chat_models

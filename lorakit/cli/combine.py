@@ -7,7 +7,7 @@ import typer
 
 from lorakit.amounts import percent
 from lorakit.cli.devices import on_devices, terminal_of_first
-from lorakit.cli.options import Devices, Dtype, Json, NoProof, Onto, OutputFolder, Overwrite, Quiet
+from lorakit.cli.options import BaseOption, Devices, Dtype, Json, NoProof, Onto, OutputFolder, Overwrite, Quiet
 from lorakit.errors import UserError
 
 
@@ -48,6 +48,7 @@ def combine(
     onto: Onto = None,
     dtype: Dtype = None,
     no_proof: NoProof = False,
+    base: BaseOption = None,
     devices: Devices = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -71,7 +72,7 @@ def combine(
 
         progress, runs = terminal_of_first(quiet), [Run(folder) for folder in folders]
         how = Combination(method, factors, density, seed, rank)
-        facts, merged = combine_runs(runs, how, output, progress, overwrite=overwrite, into_base=options)
+        facts, merged = combine_runs(runs, how, output, progress, overwrite=overwrite, into_base=options, base=base)
         if not is_first():
             return
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorakit.cli.devices import on_devices, terminal_of_first
-from lorakit.cli.options import Devices, Json, Quiet
+from lorakit.cli.options import BaseOption, Devices, Json, Quiet, RowColumns, RowFormat, given_rows
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def evaluate(
         Path | None,
         typer.Option("--data", metavar="FILE", help="Rows to score on, instead of the first run's held-out rows."),
     ] = None,
+    row_format: RowFormat = None,
+    columns: RowColumns = None,
+    base: BaseOption = None,
     metrics: Annotated[
         str | None,
         typer.Option("--metrics", metavar="A,B", help="Metrics of generated answers, instead of the recipe's."),
@@ -111,9 +114,10 @@ def evaluate(
 
     if metrics is not None:
         metrics_of(metrics)
+    given = given_rows(data, row_format, columns)
     with on_devices(devices, remedy=lambda: "Start again." if no_cache else "The same command goes on from the cache."):
         progress = terminal_of_first(quiet)
-        with open_models(models, quantizations, progress) as model_set:
+        with open_models(models, quantizations, progress, base=base) as model_set:
             from lorakit.evaluate.diagnosis.examination import create_examination
             from lorakit.evaluate.diagnosis.finding import describe_finding
             from lorakit.evaluate.report import evaluation_document, tables, write_evaluation
@@ -126,7 +130,7 @@ def evaluate(
             examined = create_examination(model_set, general) if diagnose or general else None
             thresholds = thresholds_of(fail_under, settings.metrics)
             folder = results_folder(model_set, output) if is_first() else None
-            evaluation = score_models(model_set, data, settings, progress, examined)
+            evaluation = score_models(model_set, given, settings, progress, examined)
             if not is_first():
                 return
             failed = failures(evaluation, thresholds)
@@ -149,10 +153,14 @@ def evaluate(
 
 @contextmanager
 def open_models(
-    named: list[str], quantizations: str | None, progress: "Progress", servers_alone: bool = False
+    named: list[str],
+    quantizations: str | None,
+    progress: "Progress",
+    servers_alone: bool = False,
+    base: str | None = None,
 ) -> "Iterator[ModelSet]":
     """The models of the arguments, runs among them locked against a training that would replace them. `servers_alone`:
-    whether a server may be without a run or model."""
+    whether a server may be without a run or model. `base`: where the base of runs and adapters lies now."""
     from lorakit.evaluate.models import add_quantizations, lock_runs, resolve_models
     from lorakit.registry import QUANTIZERS
 
@@ -164,7 +172,7 @@ def open_models(
     if not named:
         raise UserError("no model is named. Give the folder of a run, such as runs/NAME.")
     with lock_runs(named):
-        models = resolve_models(named, progress, servers_alone)
+        models = resolve_models(named, progress, servers_alone, base)
         yield add_quantizations(models, list(dict.fromkeys(words))) if words else models
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorakit.amounts import decimal_bytes
-from lorakit.cli.options import Json, Overwrite, Quiet
+from lorakit.cli.options import BaseOption, Json, Overwrite, Quiet, RowColumns, RowFormat, given_rows
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,10 +60,13 @@ def export(
             "--llama-cpp", metavar="DIR", help="A checkout or build of llama.cpp to use instead of the extra's."
         ),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="MODEL", help="Where the base model is now: a folder or hub id."),
+    base: BaseOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Rows of the ladder, instead of the run's held-out rows."),
     ] = None,
+    row_format: RowFormat = None,
+    columns: RowColumns = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -83,8 +86,10 @@ def export(
     from lorakit.export.run import export as export_targets
     from lorakit.recipe.export_target import refuse_missing_modules
 
-    if rows and not ladder:
-        raise UserError("--rows: is for --ladder, which scores on held-out rows. Add --ladder, or leave it out.")
+    rows_of_ladder = given_rows(data, row_format, columns)
+    for option, value in {"--rows": rows, "--data": data}.items():
+        if value and not ladder:
+            raise UserError(f"{option}: is for --ladder, which scores on rows. Add --ladder, or leave it out.")
     targets = parse_targets(to) if to or not ladder else []
     refuse_missing_modules([*targets, *(rung_targets() if ladder else [])], "--ladder" if ladder else "--to")
     if llama_cpp is not None:
@@ -97,7 +102,9 @@ def export(
     with open_source(given, base, llama_cpp, progress) as source:
         root = output or default_root(source.folder)
         results = export_targets(source, targets, root, overwrite, progress) if targets else []
-        climbed = climb(given, base, source, targets, root, overwrite, rows, progress) if ladder else None
+        climbed = (
+            climb(given, base, source, targets, root, overwrite, (rows, rows_of_ladder), progress) if ladder else None
+        )
     if as_json:
         facts: dict[str, Any] = {"exports": [result.facts() for result in results]}
         console.result_json(facts | ({"ladder": ladder_json(*climbed)} if climbed else {}))
@@ -153,7 +160,7 @@ def open_source(given: str, base: str | None, llama_cpp: Path | None, progress: 
 def source_of_run(run: "Run", prepared: "Prepared", llama_cpp: Path | None, progress: "Progress") -> "ExportSource":
     """What a run trained: its adapter, or its model."""
     from lorakit.export.source import ExportSource
-    from lorakit.merge.inputs import input_of_run
+    from lorakit.merge.inputs import input_of_run, rows_of_run
     from lorakit.recipe.adapter_kind import adapter_spec, trains_all
 
     system = prepared.recipe.data.system
@@ -163,7 +170,7 @@ def source_of_run(run: "Run", prepared: "Prepared", llama_cpp: Path | None, prog
         return replace(source, **_prompts_of(prepared), needs_quantized=needs)
 
     def read_rows() -> list[dict[str, Any]]:
-        return list((prepared.held_out or prepared.train).rows)
+        return rows_of_run(prepared, progress)[0]
 
     name, stops = str(prepared.recipe.name), tuple(prepared.stop_ids)
     model = (None, lambda: run.model, prepared.tokenizer, stops)

@@ -10,6 +10,7 @@ from lorakit.errors import UserError
 if TYPE_CHECKING:
     from lorakit.evaluate.ladder import Ladder, RungFile, UnmergedFiles
     from lorakit.export.source import ExportSource
+    from lorakit.prepare import GivenRows
     from lorakit.progress import Progress
     from lorakit.recipe.export_target import ExportTarget
 
@@ -38,11 +39,12 @@ def climb(
     targets: "Sequence[ExportTarget]",
     root: Path,
     overwrite: bool,
-    rows: int | None,
+    rows: "tuple[int | None, GivenRows | None]",
     progress: "Progress",
 ) -> "tuple[Ladder, Path]":
     """Export the rungs of a run that are missing, score them all, and store that among the run's evaluations; what was
-    found, and where it is stored. `targets`: what was exported before, GGUF files among which are rungs too."""
+    found, and where it is stored. `targets`: what was exported before, GGUF files among which are rungs too. `rows`:
+    how many, and which instead of the run's held-out ones."""
     from dataclasses import replace
 
     from lorakit.evaluate.ladder import score_ladder
@@ -56,9 +58,9 @@ def climb(
     rungs = _export_rungs(source, targets, root, overwrite, progress)
     run, prepared = reopen_run(run_folder(given), Silent(), base)  # whose notes were shown before
     settings = default_settings(prepared)
-    settings = replace(settings, rows=rows or settings.rows)
+    settings = replace(settings, rows=rows[0] or settings.rows)
     with _unmerged_files(source, root, rungs[0].name.lower(), progress) as unmerged:
-        ladder = score_ladder(run, prepared, rungs, settings, progress, unmerged)
+        ladder = score_ladder(run, prepared, rungs, settings, progress, unmerged, rows[1])
     return ladder, write_evaluation(ladder.evaluation, run.evaluations, {"ladder": ladder_document(ladder)})
 
 

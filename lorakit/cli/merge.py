@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorakit.cli.devices import on_devices, terminal_of_first
-from lorakit.cli.options import Devices, Dtype, Json, NoProof, Onto, Overwrite, Quiet, quoted
+from lorakit.cli.options import (
+    BaseOption,
+    Devices,
+    Dtype,
+    Json,
+    NoProof,
+    Onto,
+    Overwrite,
+    Quiet,
+    RowColumns,
+    RowFormat,
+    given_rows,
+    quoted,
+)
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,18 +41,17 @@ def merge(
     overwrite: Overwrite = False,
     onto: Onto = None,
     dtype: Dtype = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="MODEL", help="Where the base model is now: a folder or hub id."),
-    ] = None,
+    base: BaseOption = None,
     data: Annotated[
         Path | None,
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Rows to prove the merge on; by default the run's held-out set, or general texts without a run.",
+            help="Rows to prove the merge on; by default the run's held-out set, or general texts where there is none.",
         ),
     ] = None,
+    row_format: RowFormat = None,
+    columns: RowColumns = None,
     no_proof: NoProof = False,
     verify: Annotated[
         Path | None,
@@ -61,7 +73,9 @@ def merge(
     from lorakit import console
     from lorakit.distributed.processes import is_first
 
-    run = _run_of(folder)
+    rows, run = given_rows(data, row_format, columns), _run_of(folder)
+    if rows and no_proof:
+        raise UserError("--data: does nothing with --no-proof, which reads no rows. Leave it out.")
     if verify is not None:
         writing = {"output": output, "overwrite": overwrite, "onto": onto, "dtype": dtype, "no-proof": no_proof}
         for option, value in writing.items():
@@ -78,8 +92,8 @@ def merge(
             from lorakit.prepare import reopen_run
 
             if run is None:
-                return input_of_adapter(folder, base, progress, data)
-            return input_of_run(*reopen_run(run.folder, progress, base), progress, data)
+                return input_of_adapter(folder, base, progress, rows)
+            return input_of_run(*reopen_run(run.folder, progress, base), progress, rows)
 
         if verify is not None:
             from lorakit.merge.run import verify as prove_again

@@ -2,9 +2,14 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from lorakit.errors import UserError
+
+if TYPE_CHECKING:
+    from lorakit.prepare import GivenRows
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -31,6 +36,30 @@ Devices = Annotated[
         show_default=False,
     ),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="Where the base model is now: a folder or hub id. A run's is known by the sha256 of its files.",
+    ),
+]
+RowFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="The format of --data's rows, as data.format has it: auto, messages, text, ...; by default the recipe's.",
+    ),
+]
+RowColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="OURS=THEIRS,...",
+        help="The columns of --data's rows, as data.columns has them; empty for none. By default the recipe's.",
+    ),
+]
 Onto = Annotated[
     Literal["trained", "original"] | None,
     typer.Option(
@@ -50,3 +79,50 @@ def quoted(path: Path) -> str:
     """A path as a shell reads it, not to be taken for an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def given_rows(data: Path | None, row_format: str | None, columns: str | None) -> "GivenRows | None":
+    """The rows of `--data FILE`, with what `--format` and `--columns` say of them; UserError where that is wrong."""
+    if data is None:
+        for option, value in {"--format": row_format, "--columns": columns}.items():
+            if value is not None:
+                raise UserError(f"{option}: is of the rows of --data FILE, and none are given. Add --data FILE.")
+        return None
+    from lorakit.prepare import GivenRows
+
+    fields = None if columns is None else _parse_columns(columns)
+    return GivenRows(data, None if row_format is None else _parse_format(row_format), fields)
+
+
+def _parse_columns(text: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for part in filter(str.strip, text.split(",")):
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        if not (ours and equals and theirs):
+            raise UserError(f"--columns: {part.strip()!r} is not ours=theirs. Write for example prompt=question.")
+        if ours in fields:
+            raise UserError(f"--columns: {ours} is there twice. Leave one out.")
+        fields[ours] = theirs
+    return fields
+
+
+def _parse_format(text: str) -> Any:
+    """The value of `data.format`, as a recipe would have it: a word, or a word with its settings."""
+    from pydantic import ValidationError
+
+    from lorakit.recipe.did_you_mean import nearest
+    from lorakit.recipe.problem import Location
+    from lorakit.recipe.schema import Data
+    from lorakit.recipe.yaml_reader import plain, read_text
+    from lorakit.registry import FORMATS
+
+    node, problems = read_text(text, Location())
+    try:
+        if node is None or problems:
+            raise ValueError(text)
+        return Data.model_validate({"train": "-", "format": plain(node)}).format
+    except (ValidationError, ValueError) as error:
+        words = ["auto", *FORMATS.names()]
+        near = nearest(text, words)
+        remedy = f"Did you mean {near}?" if near else f"Write one of {', '.join(words)}."
+        raise UserError(f"--format: {text!r} is not a format with settings that it takes. {remedy}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorakit.amounts import counted, decimal_bytes
-from lorakit.cli.options import Json, Quiet
+from lorakit.cli.options import BaseOption, Json, Quiet
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def push(
     message: Annotated[
         str | None, typer.Option("--message", "-m", metavar="TEXT", help="The commit's message.")
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="MODEL", help="Where the base model is now: a folder or hub id."),
-    ] = None,
+    base: BaseOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lorakit.cli.eval import MaxNewTokens, Models, NoCache, Quantizations, open_models
-from lorakit.cli.options import Json, OutputFolder, Quiet
+from lorakit.cli.options import BaseOption, Json, OutputFolder, Quiet
 from lorakit.errors import UserError
 
 
@@ -24,6 +24,7 @@ def sheet(
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the order of the answers.")] = 0,
     no_cache: NoCache = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another sheet in the folder.")] = False,
+    base: BaseOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -35,7 +36,7 @@ def sheet(
     from lorakit import console
 
     progress = console.Terminal(quiet)
-    with open_models(models, quantizations, progress) as model_set:
+    with open_models(models, quantizations, progress, base=base) as model_set:
         from lorakit.evaluate.rating.sheet import LETTERS, answer_questions, read_questions, write_sheet
         from lorakit.evaluate.run import default_settings
 

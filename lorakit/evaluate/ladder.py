@@ -17,7 +17,7 @@ from lorakit.evaluate.metric import Comparison, Measure, Score
 from lorakit.evaluate.models import ModelSet, gguf_model
 from lorakit.evaluate.run import EvalSettings, Evaluation, score_models
 from lorakit.model.llama_cpp import threads
-from lorakit.prepare import Prepared
+from lorakit.prepare import GivenRows, Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import Run
 
@@ -122,12 +122,14 @@ def score_ladder(
     settings: EvalSettings,
     progress: Progress,
     unmerged: UnmergedFiles | None = None,
+    rows: GivenRows | None = None,
 ) -> Ladder:
-    """Score the rungs of a run, the first in full precision, on its held-out rows, and measure how fast each is."""
+    """Score the rungs of a run, the first in full precision, on its held-out rows or on others, and measure how fast
+    each is."""
     given = {str(run.folder): (run, prepared)}
     specs = [replace(gguf_model(rung.name, str(rung.path), given, progress), prepared=prepared) for rung in rungs]
     model_set = ModelSet(tuple(specs), run, prepared, prepared.machine)
-    evaluation = score_models(model_set, None, replace(settings, baseline=rungs[0].name), progress)
+    evaluation = score_models(model_set, rows, replace(settings, baseline=rungs[0].name), progress)
     files: dict[str, tuple[Path, Path | None]] = {rung.name: (rung.path, None) for rung in rungs}
     if unmerged:
         files[UNMERGED] = (unmerged.base, unmerged.adapter)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.atomic_io import sha256_of
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.evaluate.gguf_source import GgufSource, open_gguf
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.endpoint import Endpoint, is_endpoint, open_endpoint, short_address, shown_address
@@ -23,6 +23,7 @@ from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.run_dir import MERGED, Run, missing_run, suggest_run
+from lorakit.run_inputs import changed_weights, recorded_base, warn_of_other_base
 
 Kind = Literal["base", "adapter", "model", "merged", "gguf", "endpoint"]
 BASE = "base"
@@ -159,18 +160,29 @@ def lock_runs(given: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def resolve_models(given: Sequence[str], progress: Progress, servers_alone: bool = False) -> ModelSet:
+def resolve_models(
+    given: Sequence[str], progress: Progress, servers_alone: bool = False, base_option: str | None = None
+) -> ModelSet:
     """The models that the arguments mean. One run alone means its base, its adapter and its merged model.
-    `servers_alone`: whether servers may be without another model, which brings rows and a tokenizer."""
+    `servers_alone`: whether servers may be without another model, which brings rows and a tokenizer. `base_option`:
+    where the base of the runs and adapters, or of some of them, lies now."""
     quiet_libraries()
     places = [_place_of(one) for one in given]
     twice = next((one for at, one in enumerate(given) if places[at] in places[:at]), None)
     if twice:
         raise UserError(f"{shown_address(twice)}: is given twice. Leave one out.")
     kinds = {one: argument_kind(one) for one in given}
-    runs = {one: reopen_run(run_folder(one), progress) for one in given if kinds[one] == "run"}
+    option = _open_base_option(base_option, kinds, progress)
+    moved = {one: base_option for one in given if option and _takes(one, kinds[one], option, alone=len(given) == 1)}
+    if option and not moved:
+        raise UserError(
+            f"--base: {option.name}: none of these was trained on its weights. Leave it out, or name theirs."
+        )
+    runs = {one: reopen_run(run_folder(one), progress, moved.get(one)) for one in given if kinds[one] == "run"}
     run, prepared = next(iter(runs.values()), (None, None))
     if run and prepared and len(given) == 1 and Run(Path(given[0])).holds_results():
+        if not prepared.has_base:
+            progress.say(f"{given[0]}: its base model is not here, and is not scored. --base says where it is")
         return models_of_run(run, prepared)
     machine = prepared.machine if prepared else usable_machine(progress)
     names, specs = _short_names(given), []
@@ -178,7 +190,8 @@ def resolve_models(given: Sequence[str], progress: Progress, servers_alone: bool
         if one in runs:
             specs.append(_trained_model(names[one], one, *runs[one]))
         elif kinds[one] == "adapter":
-            specs.append(_adapter(names[one], one, prepared, machine, progress))
+            own = option if one in moved else None
+            specs.append(_adapter(names[one], one, prepared, machine, progress, own))
         elif kinds[one] == "endpoint":
             served = open_endpoint(one, progress)
             specs.append(EvalModelSpec(names[one], shown_address(one), "endpoint", None, None, endpoint=served))
@@ -197,6 +210,8 @@ def resolve_models(given: Sequence[str], progress: Progress, servers_alone: bool
         owners = [one for one in specs if one.adapter] + [one for one in specs if one.prepared and one.base]
         if not owners:
             raise UserError("'base' needs a run or an adapter beside it. Or give the model's own folder or hub id.")
+        if owners[0].prepared and not owners[0].prepared.has_base:
+            raise UserError(f"'base': the base model of {owners[0].given} is not here. Write --base with its place.")
         (base, settings), of_run = owners[0].loaded, owners[0].prepared
         base = of_run.base if of_run else base
         specs.insert(list(given).index(BASE), EvalModelSpec(BASE, BASE, "base", base, settings, prepared=of_run))
@@ -207,10 +222,8 @@ def models_of_run(run: Run, prepared: Prepared) -> ModelSet:
     """The models of one run: its base, what it trained, and its merged model if there is one."""
     given = str(run.folder)
     name = "model" if trains_all(prepared.recipe.adapter) else "adapter"
-    specs = [
-        EvalModelSpec(BASE, given, "base", prepared.base, prepared.model, prepared=prepared),
-        _trained_model(name, given, run, prepared),
-    ]
+    specs = [EvalModelSpec(BASE, given, "base", prepared.base, prepared.model, prepared=prepared)]
+    specs = [*(specs if prepared.has_base else []), _trained_model(name, given, run, prepared)]
     if (run.merged / MERGED).is_file():
         settings = prepared.model.model_copy(update={"quantization": "none"})
         base = Base(str(run.merged), run.merged, "merged")
@@ -263,14 +276,38 @@ def gguf_model(name: str, given: str, runs: Mapping[str, tuple[Run, Prepared]], 
     return EvalModelSpec(name, given, "gguf", None, None, prepared=prepared, gguf=gguf)
 
 
-def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress) -> EvalModelSpec:
-    """An adapter on the base that it names, or on the first run's if that one could not be found."""
-    config = adapter_config(Path(given))
+def _open_base_option(named: str | None, kinds: Mapping[str, str], progress: Progress) -> Base | None:
+    if named is None:
+        return None
+    if not {"run", "adapter"} & {*kinds.values()}:
+        raise UserError("--base: none of these is a run or an adapter, which it is for. Leave it out.")
+    try:
+        return resolve_base(named, "main", progress)
+    except BaseModelError as error:
+        raise UserError(f"--base: {error}") from error
+
+
+def _takes(given: str, kind: str, base: Base, alone: bool) -> bool:
+    """Whether --base is of this argument: of several only of those that were trained on its weights."""
+    if kind not in ("run", "adapter"):
+        return False
+    recorded = Run(run_folder(given)).read_manifest()["base"]["sha256"] if kind == "run" else recorded_base(Path(given))
+    return alone or recorded is None or not changed_weights(base, recorded)
+
+
+def _adapter(
+    name: str, given: str, first: Prepared | None, machine: Machine, progress: Progress, option: Base | None = None
+) -> EvalModelSpec:
+    """An adapter on the base of --base, else that of the first run where it is the same, else the one that it names, or
+    on the first run's if that one could not be found."""
+    config, recorded = adapter_config(Path(given)), recorded_base(Path(given))
     if config.is_prompt_learning:
         raise UserError(f"{given}: is of PEFT's kind {config.peft_type.value}, which lorakit does not put on a model.")
     named = config.base_model_name_or_path
-    base, reason = None, "its adapter_config.json names no base model"
-    if first and named == first.base.name:
+    base, reason = option, "its adapter_config.json names no base model"
+    if base:
+        progress.say(f"{given}: put on {base.name} ({base.origin}), which --base names")
+    elif first and (named == first.base.name or (recorded and not changed_weights(first.base, recorded))):
         base = first.base
     elif named:
         try:
@@ -281,11 +318,12 @@ def _adapter(name: str, given: str, first: Prepared | None, machine: Machine, pr
     if base is None:
         if first is None:
             raise UserError(
-                f"{given}: {reason}. Write the present folder of its base as base_model_name_or_path into "
-                f"{Path(given) / 'adapter_config.json'}, or add a run that was trained on that base."
+                f"{given}: {reason}. Write --base with the folder or hub id where its base is now, or add a run that "
+                "was trained on it."
             )
         base = first.base
         progress.warn(f"{given}: put on {base.name}, the base of the run, since its own could not be found: {reason}")
+    warn_of_other_base(Path(given), base, recorded, progress)
     alike = first and have_same_weights(base, first.base)
     settings = first.model if first and alike else _settings(base, first, machine)
     if first and not alike:

@@ -23,7 +23,7 @@ from lorakit.model.gguf_tokenizer import has_vocabulary_of
 from lorakit.model.resolve import Base
 from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids
 from lorakit.plan.model_info import read_model_info
-from lorakit.prepare import Prepared, data_of_file
+from lorakit.prepare import GivenRows, Prepared, data_of_file
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
 
@@ -70,7 +70,9 @@ def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
     return decode_answer(until_stop(row["input_ids"][row["answer"] :], stop_ids), tokenizer)
 
 
-def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress) -> tuple[list[RenderedRows], str]:
+def render_for_models(
+    model_set: ModelSet, file: Path | GivenRows | None, progress: Progress
+) -> tuple[list[RenderedRows], str]:
     """The same rows rendered for each model, in one object where they are alike, and where they come from in words."""
     data, source = data_section(model_set, file)
     run = model_set.prepared if file is None else None
@@ -106,19 +108,23 @@ def render_for_models(model_set: ModelSet, file: Path | None, progress: Progress
     return [shared[keys.get(at, keys[model_set.reference])] for at in range(len(model_set.specs))], source
 
 
-def data_section(model_set: ModelSet, file: Path | None) -> tuple[Data, str]:
+def data_section(model_set: ModelSet, file: Path | GivenRows | None) -> tuple[Data, str]:
     """The data section of the held-out rows, and a phrase that says where they come from."""
-    data = model_set.prepared.recipe.data if model_set.prepared else None
+    prepared = model_set.prepared
+    data = prepared.recipe.data if prepared else None
     if file is not None:
         return data_of_file(file, data, positions_of_model(model_set.specs[model_set.reference])), str(file)
-    if data is None or model_set.run is None:
+    if prepared is None or data is None or model_set.run is None:
         raise UserError("no held-out rows: none of these is a run. Write --data FILE, or give a run as well.")
     if data.eval is None:
         raise UserError(
             "data.eval: the recipe names no held-out rows to score on. Write a file, or a fraction, or give "
             "--data FILE."
         )
-    return data, f"the held-out rows of {model_set.run.folder}"
+    try:
+        return prepared.rows.held_out_section, f"the held-out rows of {model_set.run.folder}"
+    except UserError as error:
+        raise UserError(f"{error} Give other rows with --data FILE.") from error
 
 
 def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: Progress) -> tuple[list[int], Examples]:
@@ -144,7 +150,7 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
 
 
 def render_rows(
-    spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet, file: Path | None, progress: Progress
+    spec: EvalModelSpec, tokenizer: Any, model_set: ModelSet, file: Path | GivenRows | None, progress: Progress
 ) -> list[Row]:
     """The rows that are scored as another tokenizer or chat template writes them; those that it cannot write are left
     out."""

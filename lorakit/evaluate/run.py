@@ -21,7 +21,7 @@ from lorakit.evaluate.rendering import RenderedRows, positions_of_model, render_
 from lorakit.evaluate.served_answers import add_chat_prompts, ask_for_rows
 from lorakit.model.peft_adapter import is_no_op
 from lorakit.plan.model_info import unseen
-from lorakit.prepare import Prepared
+from lorakit.prepare import GivenRows, Prepared
 from lorakit.progress import Progress
 
 Groups = dict[str, dict[str, Measure]]
@@ -208,7 +208,7 @@ def default_settings(prepared: Prepared | None) -> EvalSettings:
 
 def score_models(
     model_set: ModelSet,
-    file: Path | None,
+    file: Path | GivenRows | None,
     settings: EvalSettings,
     progress: Progress,
     examination: Examination | None = None,

@@ -22,6 +22,7 @@ from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, data_section, row_template
 from lorakit.model.endpoint import Endpoint
 from lorakit.model.endpoint_requests import ServerReply, post_all
+from lorakit.prepare import GivenRows
 from lorakit.progress import Progress
 from lorakit.recipe.problem import one_line
 
@@ -59,7 +60,7 @@ class ServedAnswers:
 
 
 def add_chat_prompts(
-    whole: Sequence[RenderedRows], model_set: ModelSet, file: Path | None, progress: Progress
+    whole: Sequence[RenderedRows], model_set: ModelSet, file: Path | GivenRows | None, progress: Progress
 ) -> tuple[list[RenderedRows], list[str]]:
     """The renderings, in which rows have the messages that a server is asked, and notes. Rows that no chat request can
     ask for are left out for every model. Without a server among the models nothing changes."""

@@ -89,9 +89,10 @@ def combine_runs(
     *,
     overwrite: bool = False,
     into_base: dict[str, Any] | None = None,
+    base: str | None = None,
 ) -> tuple[dict[str, Any], MergeResult | None]:
     """Combine the adapters of runs on one base, into an adapter or, with the options of `merge`, into a merged model.
-    Returns what --json says, and the merged model."""
+    Returns what --json says, and the merged model. `base`: where that base lies now."""
     how.check(len(runs))
     check_same_base(runs, progress)
     with ExitStack() as stack:
@@ -99,7 +100,7 @@ def combine_runs(
             stack.enter_context(run.shared())
         document = COMBINED if into_base is None else MERGED
         stack.enter_context(opened_by_first(lambda: claim_output(output, overwrite, document)))
-        opened = [reopen_run(run.folder, progress) for run in runs]
+        opened = [reopen_run(run.folder, progress, base) for run in runs]
         folders = [folder for run, prepared in opened for folder in (run.folder, prepared.base.folder)]
         refuse_overwriting_inputs(output, *folders)
         name = output.absolute().name

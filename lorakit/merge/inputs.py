@@ -28,12 +28,13 @@ from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.state_dict import WeightPrecision, Weights
 from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids, stop_words
 from lorakit.plan.model_info import read_model_info
-from lorakit.prepare import Prepared, data_of_file
+from lorakit.prepare import GivenRows, Prepared, data_of_file
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.paths import input_paths
 from lorakit.recipe.schema import Data, Model
 from lorakit.run_dir import Run
+from lorakit.run_inputs import MissingRows, recorded_base, warn_of_other_base
 
 Onto = Literal["trained", "original"]
 
@@ -73,7 +74,7 @@ class MergeInput:
 
 
 def input_of_run(
-    run: Run, prepared: Prepared, progress: Progress, file: Path | None = None, adapter: Path | None = None
+    run: Run, prepared: Prepared, progress: Progress, file: Path | GivenRows | None = None, adapter: Path | None = None
 ) -> MergeInput:
     """The adapter of a run, or another one on the same base, with the rows of `file` or the run's own to judge by."""
     recipe, manifest = prepared.recipe, run.read_manifest()
@@ -83,12 +84,7 @@ def input_of_run(
     def read_rows() -> Rows:
         if file is not None:
             return _rows_of_file(file, recipe.data, prepared.base, prepared.rows.template, progress)
-        try:
-            held_out = prepared.held_out
-            return list((held_out or prepared.train).rows), "held-out" if held_out else "training"
-        except UserError as error:
-            progress.warn(f"general texts stand in for the rows of the run, which cannot be read: {error}")
-            return _general_rows(prepared.base, prepared.tokenizer)
+        return rows_of_run(prepared, progress)
 
     return MergeInput(
         run.folder,
@@ -107,7 +103,21 @@ def input_of_run(
     )
 
 
-def input_of_adapter(folder: Path, base: str | None, progress: Progress, file: Path | None = None) -> MergeInput:
+def rows_of_run(prepared: Prepared, progress: Progress) -> Rows:
+    """The rows that a run brings to compare models or tokenizers on: the held-out ones, those of the training where it
+    names none, and general texts, which is said, where these are not here."""
+    try:
+        held_out = prepared.held_out
+        return list((held_out or prepared.train).rows), "held-out" if held_out else "training"
+    except UserError as error:
+        tell = progress.say if isinstance(error, MissingRows) else progress.warn
+        tell(f"general texts stand in for the rows of the run, which cannot be read: {error}")
+        return _general_rows(prepared.base, prepared.tokenizer)
+
+
+def input_of_adapter(
+    folder: Path, base: str | None, progress: Progress, file: Path | GivenRows | None = None
+) -> MergeInput:
     """The adapter of a folder in PEFT's format, with the rows of `file` or general texts to judge by. Nothing records
     the base's type and quantization in training, so the adapter is put on the weights as they are on disk."""
     quiet_libraries()
@@ -138,11 +148,14 @@ def _find_base_of(folder: Path, given: str | None, progress: Progress) -> Base:
         where, remedy = ("--base", "") if given else (folder, " Or write --base with the place where it is.")
         raise UserError(f"{where}: {error}{remedy}") from error
     source = "--base" if given else "its adapter_config.json"
+    warn_of_other_base(folder, base, recorded_base(folder), progress)
     progress.say(f"{folder}: put on {base.name} ({base.origin}), which {source} names, unquantized as it is on disk")
     return base
 
 
-def _rows_of_file(file: Path, like: Data | None, base: Base, template: ChatTemplate, progress: Progress) -> Rows:
+def _rows_of_file(
+    file: Path | GivenRows, like: Data | None, base: Base, template: ChatTemplate, progress: Progress
+) -> Rows:
     info = read_model_info(base.folder)
     data = data_of_file(file, like, info.positions if info else None)
     return list(examples_of(data, template, progress)[0].rows), str(file)

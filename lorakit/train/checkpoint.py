@@ -24,12 +24,13 @@ from lorakit.model.peft_adapter import (
     save_adapter,
     save_config,
 )
-from lorakit.prepare import Prepared, changed_files, changed_tokens, changed_versions, refuse_other_base
+from lorakit.prepare import Prepared, refuse_other_base
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import adapter_spec, initial_adapter, trains_all
 from lorakit.recipe.load import LoadedRecipe, load
 from lorakit.recipe.schema import Adapter, Recipe
 from lorakit.run_dir import CLEARED, Run
+from lorakit.run_inputs import changed_files, changed_tokens, changed_versions
 from lorakit.train.sharding import Sharding
 
 RANK_SCHEDULER = f"{TRAINED_DIR}/driver.safetensors"  # the state of the rank scheduler in a checkpoint

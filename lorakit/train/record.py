@@ -21,7 +21,7 @@ from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_
 from lorakit.recipe.init_adapter import read_adapter_settings
 from lorakit.recipe.load import to_yaml
 from lorakit.recipe.schema import Recipe
-from lorakit.run_dir import Run, now, versions
+from lorakit.run_dir import BASE, Run, now, versions
 from lorakit.train.setup import TrainingState
 
 _CARD = """\
@@ -169,11 +169,19 @@ def save_result(
         save_adapter(model, draft)
         write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
         _write_card(draft, recipe, manifest)
+        _write_base(draft, manifest)
     return {
         "files": files_in(run.adapter),
         "adapter_sha256": sha256_of(run.adapter / "adapter_model.safetensors"),
         "adapter_config_sha256": sha256_of(run.adapter / "adapter_config.json"),
     }
+
+
+def _write_base(folder: Path, manifest: dict[str, Any]) -> None:
+    """What the adapter was trained on, by content, for when its folder leaves the run."""
+    base = {key: manifest["base"][key] for key in ("revision", "quantization", "sha256")}
+    facts = {"format": 1, "versions": manifest["versions"], "base": base}
+    (folder / BASE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:

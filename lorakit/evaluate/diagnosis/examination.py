@@ -27,7 +27,7 @@ from lorakit.evaluate.rendering import Row, reference_of
 from lorakit.evaluate.served_answers import ServedAnswers
 from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.tokenizer import pad_token_id
-from lorakit.prepare import Prepared
+from lorakit.prepare import GivenRows, Prepared
 from lorakit.progress import Progress
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
 
 
 def diagnose_models(
-    evaluation: "Evaluation", examination: Examination | None, file: Path | None, progress: Progress
+    evaluation: "Evaluation", examination: Examination | None, file: Path | GivenRows | None, progress: Progress
 ) -> dict[str, list[Finding]]:
     """The findings about each model but the base, by its name; a leak is about the rows, under the name `data`. Without
     an examination they are those of answers and held-out losses. `file`: of the rows, if they are not the run's."""

@@ -10,7 +10,7 @@ from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import RenderedRows, render_rows
 from lorakit.model.gguf_tokenizer import describe_differences, missed_stops
 from lorakit.model.llama_cpp import GgufModel
-from lorakit.prepare import Prepared
+from lorakit.prepare import GivenRows, Prepared
 from lorakit.progress import Silent
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ STOPS = Finding(
 )
 
 
-def measure_gguf(model: "ModelResult", model_set: ModelSet, file: Path | None) -> list[Finding]:
+def measure_gguf(model: "ModelResult", model_set: ModelSet, file: Path | GivenRows | None) -> list[Finding]:
     """The findings about a GGUF file: its template and its stop tokens against those of the run that rendered the rows,
     if one did, and llama.cpp's tokens against those of the rows. `file`: of the rows, if they are not the run's."""
     spec, rendered = model.spec, model.rendered
@@ -72,7 +72,9 @@ def _measure_tokens(rendered: RenderedRows, vocabulary: GgufModel) -> Finding:
     return TOKENS.measured(len(differing) / len(texts), bool(differing), None, details)
 
 
-def _measure_template(model: "ModelResult", model_set: ModelSet, run: Prepared, file: Path | None) -> list[Finding]:
+def _measure_template(
+    model: "ModelResult", model_set: ModelSet, run: Prepared, file: Path | GivenRows | None
+) -> list[Finding]:
     """How many prompts the file's template writes otherwise; nothing where rows are not conversations."""
     rendered, spec = model.rendered, model.spec
     assert spec.gguf is not None
