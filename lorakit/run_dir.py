@@ -172,6 +172,11 @@ class Run:
                 folder.rmdir()
 
 
+def is_scores(name: str) -> bool:
+    """Whether a file of eval/ has a name by which lorakit stores scores or answers."""
+    return _SCORES.fullmatch(name) is not None
+
+
 def suggest_run(folder: Path) -> str | None:
     """ "Did you mean", where one of the two folders above a folder is a run, or one run alone lies in it."""
     above = [parent for parent in (folder.parent, folder.parent.parent) if Run(parent).holds_results()]

@@ -24,6 +24,7 @@ from lorakit.cli import (
     export,
     extract,
     merge,
+    pack,
     plan,
     push,
     rate,
@@ -99,6 +100,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "extract": extract.extract,
     "export": export.export,
     "push": push.push,
+    "pack": pack.pack,
+    "unpack": pack.unpack,
     "schema": schema.schema,
     "doctor": doctor.doctor,
 }

@@ -1,0 +1,1 @@
+"""Runs and recipes that travel: packed into one file, unpacked elsewhere."""

@@ -1,0 +1,67 @@
+"""What the files of a packed run say of the machine that packed it: paths become relative to the run's folder, as its
+recipe has them; what is left of the home and the working folder, tokens and keys are taken out."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorakit.export.private_text import redact
+from lorakit.recipe.paths import is_path, relative_path
+
+_TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt")
+_LARGEST = 64 << 20  # vocabularies are smaller
+
+
+class LocalNames:
+    """Rewrites texts. `paths`: those that lead out of the run's folder, `moved`: the names that files get in it."""
+
+    def __init__(self, folder: Path, paths: Iterable[str], moved: Mapping[str, str]) -> None:
+        names = {
+            path: relative_path(path, folder.absolute()) for path in paths if is_path(path) and path.count("/") > 1
+        }
+        names |= dict.fromkeys((str(folder.absolute()), str(folder.resolve())), ".")
+        self._names = {**names, **moved}
+        longest_first = sorted(self._names, key=len, reverse=True)
+        self._pattern = re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})(?![\\w-]|\\.\\w)")
+
+    def text(self, text: str) -> str:
+        """A text without the names of this machine."""
+        return redact(self._pattern.sub(lambda match: self._names[match[0]], text), Path.cwd())
+
+    def value(self, value: Any) -> Any:
+        """A JSON value, in all of its texts and keys."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.value(one) for one in value]
+        if isinstance(value, dict):
+            return {self.text(key): self.value(one) for key, one in value.items()}
+        return value
+
+    def file(self, path: Path) -> bytes | Path:
+        """The content of a file without these names; the file itself where it has none of them."""
+        if path.suffix not in _TEXTS or path.stat().st_size > _LARGEST:
+            return path
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            return path
+        if self.text(text) == text and "\\u" not in text:  # escapes may hide a path
+            return path
+        try:
+            changed = self._rewrite(text, path.suffix)
+        except (ValueError, RecursionError):
+            changed = self.text(text)
+        return path if changed == text else changed.encode()
+
+    def _rewrite(self, text: str, suffix: str) -> str:
+        if suffix == ".json":
+            value = json.loads(text)
+            same = self.value(value) == value
+            return text if same else json.dumps(self.value(value), indent=2, ensure_ascii=False) + "\n"
+        if suffix == ".jsonl":
+            lines = [json.loads(line) for line in text.splitlines()]
+            return "".join(f"{json.dumps(self.value(line), ensure_ascii=False)}\n" for line in lines)
+        return self.text(text)
