@@ -230,7 +230,7 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
             recipe, opened, template, rows, report, read_model_info(opened.folder), usable_machine(progress)
         )
     prepared = replace(prepared, has_base=has_base)
-    refuse_other_base(prepared, manifest, folder)
+    refuse_other_base(prepared, manifest, folder, " Write --base with the place of its own.")
     refuse_changed_weights(run, manifest)
     return run, prepared
 
@@ -286,14 +286,14 @@ def _template_places(own: str | None, run: Run) -> list[str | None]:
     return [one for one in (own, *map(str, copies)) if Path(one).is_file()] or [own]
 
 
-def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path) -> None:
+def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path, remedy: str = "") -> None:
     """Refuse a base whose weights, configuration, tokenizer, or tokens that end an answer are not those that the run in
-    `folder` was trained with."""
+    `folder` was trained with. `remedy`: what to write where its weights are others."""
     base, recorded = prepared.base, manifest["base"]
     if prepared.has_base and (changed := changed_weights(base, recorded["sha256"])):
         raise UserError(
             f"{folder}: was trained on other weights or another configuration of {base.name} than those found now "
-            f"({base.origin}): {', '.join(changed[:3])} differ. The run says: {recorded.get('origin')}."
+            f"({base.origin}): {', '.join(changed[:3])} differ. The run says: {recorded.get('origin')}.{remedy}"
         )
     if tokenizer_sha256(prepared.tokenizer) != manifest.get("tokenizer_sha256"):
         raise UserError(f"{folder}: the tokenizer of {base.name} or its chat template changed since it was trained.")

@@ -17,7 +17,7 @@ from lorakit.errors import UserError
 from lorakit.model.resolve import Base, resolve_base
 from lorakit.progress import Progress, Silent
 from lorakit.recipe.adapter_kind import trains_all
-from lorakit.recipe.data_files import is_pattern
+from lorakit.recipe.data_files import is_pattern, pattern_start
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Data, Recipe, Source
@@ -140,7 +140,7 @@ def _has_content(path: str, sha256s: set[str]) -> bool:
 
 def _lies_in(file: str, path: str) -> bool:
     """Whether a file is what a source's path means, is below it, or may match it."""
-    start = str(Path(path).parent).partition("*")[0].partition("?")[0].partition("[")[0] if is_pattern(path) else path
+    start = str(pattern_start(Path(path))[0]) if is_pattern(path) else path
     return file == path or file.startswith(start.rstrip("/") + "/")
 
 

@@ -84,7 +84,7 @@ def test_a_base_that_moved_is_given_to_a_run(tmp_path, tiny_base, lorakit):
     run = make_run(tmp_path / "there", base)
     shutil.move(base, tmp_path / "moved")
     code, _, err = lorakit("merge", run.folder)
-    assert code == 2 and "its base model is not at" in err and "model.base" in err
+    assert code == 2 and "its base model is not at" in err and "Write --base" in err
     code, _, err = lorakit("merge", run.folder, "--base", run.folder)
     assert code == 2 and "--base: " in err and "is a run, not a model" in err and "recipe.yaml" not in err
     code, _, err = lorakit("merge", run.folder, "--base", tmp_path / "moved")

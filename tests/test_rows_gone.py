@@ -32,8 +32,8 @@ def test_rows_given_are_scored_without_the_run_s_own(handed_over, tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", rows_of(40)[30:])
     found = score(handed_over, file=file, progress=told)
     assert [model.name for model in found.models] == ["base", "adapter"]
-    assert [line for line in told.warned if "cannot be read" in line and "train.jsonl" in line]
-    assert not any("not the rows" in line for line in told.warned)
+    assert [line for line in told.said if "cannot be read" in line and "train.jsonl" in line]
+    assert not told.warned
 
 
 def test_without_rows_of_any_kind_the_remedy_is_told(handed_over):
@@ -48,7 +48,7 @@ def test_held_out_rows_are_enough_to_score_and_to_merge(tmp_path, tiny_base):
     told = Remembers()
     found = score(run.folder, progress=told)
     assert [model.nats.tolist() for model in found.models] == before
-    assert sum("cannot be read" in line for line in told.warned) == 1
+    assert sum("cannot be read" in line for line in told.said) == 1 and not told.warned
     opened, prepared = reopen_run(run.folder, Silent())
     merged = merge(input_of_run(opened, prepared, Silent()), opened.merged, Silent())
     assert merged.rows_of == "held-out" and merged.proof
@@ -69,7 +69,9 @@ def test_the_same_rows_in_another_place_are_the_same(tmp_path, tiny_base):
     assert prepared.train.rows and prepared.held_out and not told.warned
     write_rows(tmp_path / "elsewhere" / "eval.jsonl", rows_of(35)[30:])
     _, prepared = reopen_run(folder, told)
-    assert prepared.held_out and any("eval.jsonl: not the rows of this run's training" in line for line in told.warned)
+    with pytest.raises(UserError, match=r"eval\.jsonl: not the rows of this run's training"):
+        assert prepared.held_out
+    assert not told.warned
 
 
 def test_questions_are_answered_without_any_rows_of_the_run(handed_over, tmp_path, lorakit):

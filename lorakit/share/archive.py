@@ -30,7 +30,7 @@ PARTS = ("recipe.yaml", "manifest.json", "log.jsonl", "adapter", "model", "merge
 SUFFIXES = (".tar.zst", ".tar.gz", ".tar")
 _MOST_FILES, _MOST_INDEX, _MOST_PADDING = 10_000, 8 << 20, 1 << 20
 _BLOCK, _PIECE, _LONGEST = 512, 1 << 20, 200
-_LEVEL = 6  # of zstd and gzip: weights hardly shrink at any
+_LEVEL = 6  # of gzip: weights hardly shrink at any
 _ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"
 
 
@@ -94,8 +94,7 @@ def _compressed(raw: BinaryIO, suffix: str) -> Iterator[Any]:
         with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=_LEVEL) as out:
             yield out
     else:
-        codec = pa.Codec("zstd", compression_level=_LEVEL)
-        with pa.CompressedOutputStream(pa.PythonFile(_LeftOpen(raw), mode="w"), codec) as out:
+        with pa.CompressedOutputStream(pa.PythonFile(_LeftOpen(raw), mode="w"), "zstd") as out:
             yield out
 
 
@@ -229,6 +228,8 @@ def write_files(stream: BinaryIO, top: str, files: Mapping[str, Mapping[str, Any
         _skip_padding(stream, size)
     if (header := _read_header(stream)) is not None:
         raise UserError(f"{quote(one_line(header[0], 200))} is in the archive and not in the index.")
+    if any(_read_exactly(stream, _BLOCK)):  # a tar file ends with two empty blocks
+        raise UserError("something follows after its end.")
     padding = 0
     while piece := stream.read(_PIECE):
         padding += len(piece)

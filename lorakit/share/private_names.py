@@ -24,6 +24,7 @@ class LocalNames:
         names |= dict.fromkeys((str(folder.absolute()), str(folder.resolve())), ".")
         self._names = {**names, **moved}
         longest_first = sorted(self._names, key=len, reverse=True)
+        self._escaped = [json.dumps(name)[1:-1] for name in longest_first if not name.isascii()]  # as JSON may have it
         self._pattern = re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})(?![\\w-]|\\.\\w)")
 
     def text(self, text: str) -> str:
@@ -48,7 +49,7 @@ class LocalNames:
             text = path.read_text("utf-8")
         except UnicodeDecodeError:
             return path
-        if self.text(text) == text and "\\u" not in text:  # escapes may hide a path
+        if self.text(text) == text and not any(name in text for name in self._escaped):
             return path
         try:
             changed = self._rewrite(text, path.suffix)
