@@ -34,6 +34,20 @@ class Spec:
     """The section of the entry's settings, all with defaults."""
     mistakes: Callable[..., Iterator[tuple[tuple[str | int, ...], str, str]]] | None = None
     """Settings (and an adapter's section) -> the path in the settings, the reason and the remedy of each mistake."""
+    needs_settings: str = ""  # an example of the entry with settings, where the word alone says too little
+
+
+@dataclass(frozen=True)
+class NamedColumns:
+    """The columns that the texts of a format's settings name. `needed`: a row must have them; `optional`: the texts do
+    without; `answers`: those in what is trained; `unread`: those of the format's `optional` that these settings leave
+    out; `every`: a program in the texts may read all columns."""
+
+    needed: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+    answers: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
+    every: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,9 +56,10 @@ class FormatSpec(Spec):
 
     _: KW_ONLY
     columns: tuple[str | tuple[str, ...], ...]
-    """Those by which `format: auto` recognises it; of a tuple of names a row has one."""
+    """Those by which `format: auto` recognises it; of a tuple of names a row has one. Without any it never does."""
     optional: tuple[str, ...] = ()  # the other columns that it reads
     conversations: bool = True  # whether its rows are conversations, so that a system prompt may be put above them
+    named: Callable[[Any], NamedColumns] | None = None  # its settings -> the columns that their texts name
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,13 @@ def test_a_format_survives_being_written_and_read(tmp_path, value):
          "4:41: data.format.classification.labels[1]: expected a name, got 1. Put quotes around it: '1'."),
         ("{classification: {labels: [a, b, a]}}",
          "4:44: data.format.classification.labels[2]: 'a' is there twice. Remove one."),
-        ("{classification: {prompt: '{text} {foo}'}}",
-         "4:37: data.format.classification.prompt: {foo} is not a known placeholder. "
-         "Write {text} or {labels}, or {{ and }} for braces."),
+        ("{classification: {prompt: '{text} {label}'}}",
+         "4:37: data.format.classification.prompt: {label} is the answer, which the question would tell. "
+         "Write {labels} for the list."),
         ("{classification: {prompt: '{text!r}{text}'}}",
-         "4:37: data.format.classification.prompt: {text!r} is not a known placeholder. "
-         "Write {text} or {labels}, or {{ and }} for braces."),
+         "4:37: data.format.classification.prompt: character 1: {text!r} has a conversion after !, and a place holds a "
+         "name alone. Write {text}, or {{ and }} for braces; "
+         "a column with ! in its name gets another by data.columns."),
         ("{classification: {prompt: 'what?'}}",
          "4:37: data.format.classification.prompt: {text} is not in it, so that every row would ask the same. "
          "Write {text} where the text belongs."),
@@ -92,8 +93,8 @@ def test_a_format_survives_being_written_and_read(tmp_path, value):
          "4:37: data.format.classification.prompt: there is no list of labels for {labels}. "
          "Write labels, for example labels: [ham, spam]."),
         ("{classification: {prompt: '{text'}}",
-         "4:37: data.format.classification.prompt: it cannot be read: expected '}' before end of string. "
-         "Write {{ and }} for braces that are meant as they are."),
+         "4:37: data.format.classification.prompt: character 1: '{text' begins with a brace that has no partner. "
+         "Write {column}, or {{ and }} for braces that are meant as they are."),
         ("{sharegpt: {roles: {customer: usr}}}",
          "4:41: data.format.sharegpt.roles.customer: expected one of system, user, assistant, tool, got 'usr'. "
          "Did you mean user?"),

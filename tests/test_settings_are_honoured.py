@@ -17,6 +17,7 @@ from lorakit.recipe.schema import Data, Recipe, Section
 
 # `name` and `output` reach the work through the command line, which this test does not start.
 READ_BY_COMMANDS = {("Recipe", "output"), ("Output", "merged"), ("Output", "export"), ("Output", "dir")}
+READ_BY_LOAD = {("Jinja", "jinja")}  # whose text takes its place
 
 
 def every_field(section: type[Section]) -> set[tuple[str, str]]:
@@ -44,6 +45,8 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
         return object.__getattribute__(self, name)
 
     monkeypatch.setattr(Section, "__getattribute__", recorded)
+    turn = {"user": {"jinja_text": "{{ text }}"}, "assistant": "{label}", "train": True}
+    columns = {"system": "s", "examples": [{"user": "a", "assistant": "b"}], "turns": [turn], "missing": {"text": "-"}}
     path = recipe_file(
         adapter={"rank": 4, "exclude": ["down_proj"]},
         model={"quantization": "nf4"},
@@ -53,6 +56,8 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
             "train": [
                 "train.jsonl",
                 {"path": "labels.jsonl", "format": {"classification": {"labels": ["a", "b"]}}},
+                {"path": "columns.jsonl", "format": {"template": columns}},
+                {"path": "more.jsonl", "format": {"template": {"user": "{text}", "assistant": "{label}"}}},
                 {"path": "talks.jsonl", "format": {"sharegpt": {"roles": {"seeker": "user"}}}, "take": 1},
             ],
         },
@@ -69,7 +74,8 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
     )
     too_long = {"messages": [{"role": "user", "content": "why " * 400}, {"role": "assistant", "content": "so"}]}
     write_rows(tmp_path / "train.jsonl", [*rows_of(22), {"messages": []}, too_long])
-    write_rows(tmp_path / "labels.jsonl", [{"text": "one", "label": 0}])
+    for name in ("labels.jsonl", "columns.jsonl", "more.jsonl"):
+        write_rows(tmp_path / name, [{"text": f"one of {name}", "label": 0}])
     talk = [{"from": "seeker", "value": "one"}, {"from": "gpt", "value": "two"}]
     write_rows(tmp_path / "talks.jsonl", [{"conversations": talk}])
     run_recipe(path, tmp_path / "run")
@@ -91,6 +97,6 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
     run_recipe(recipe_file(adapter=last, train=short), tmp_path / "again")
     run_recipe(recipe_file(adapter={"layers": {"spectrum": 0.5}}, train=short), tmp_path / "spectrum")
 
-    unread = every_field(Section) - seen - READ_BY_COMMANDS
+    unread = every_field(Section) - seen - READ_BY_COMMANDS - READ_BY_LOAD
     assert not unread, f"declared in the schema and honoured nowhere: {sorted(unread)}"
     assert {("Recipe", name) for name in Recipe.model_fields} <= every_field(Section)

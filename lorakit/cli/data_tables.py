@@ -12,6 +12,7 @@ from lorakit.recipe.schema import Data, Train
 
 # Of each check: the most frequent reasons, and the first cases of each. `--json` has more.
 _REASONS, _CASES = 5, 3
+_TASKS = 20  # that are counted by name
 # The most epochs whose draws are listed one by one.
 _EPOCHS = 8
 
@@ -81,6 +82,12 @@ def _print_sources(name: str, report: Report) -> None:
         trained = percent(source.trained_tokens / source.tokens, 1) if source.tokens else "-"
         rows.append([source.path, *counts, trained, source.task or "-", f"{source.weight:g}"])
     console.result_table(f"{name}: {report.used:,} of {report.read:,} rows", columns, rows)
+    if report.tasks:
+        of_tasks = sorted(report.tasks.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{task} {count:,}" for task, count in of_tasks[:_TASKS])
+        more = f", and {len(of_tasks) - _TASKS:,} other tasks" if len(of_tasks) > _TASKS else ""
+        without = report.used - sum(report.tasks.values())
+        console.result(f"{name}: rows by task: {shown}{more}" + (f"; without {without:,}" if without else ""))
     for source in report.sources:
         console.result(f"{source.path}: format {source.format}: {source.why}")
 

@@ -56,7 +56,7 @@ class Examples:
     @cached_property
     def rows(self) -> "Dataset":
         """The columns input_ids, labels (-100 where not trained), answer (the token index at which the last answer
-        begins, -1 where a text has none), where (file and line) and source (its number)."""
+        begins, -1 where a text has none), where (file and line), task (its tag, or nothing) and source (its number)."""
         from datasets import Dataset  # takes half a second, which a plan does not need
 
         rows = Dataset.from_file(str(self.file))

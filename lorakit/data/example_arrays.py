@@ -15,7 +15,14 @@ from lorakit.data.rows import IGNORED, Encoded
 
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
-    {"input_ids": _IDS, "labels": _IDS, "answer": pa.int32(), "where": pa.string(), "source": pa.int16()}
+    {
+        "input_ids": _IDS,
+        "labels": _IDS,
+        "answer": pa.int32(),
+        "where": pa.string(),
+        "task": pa.string(),
+        "source": pa.int16(),
+    }
 )
 
 
@@ -36,8 +43,8 @@ class UsableRows:
     """The usable rows of a block, or of all sources in order. Of each row: `source`, `digests` (the sha256 of what it
     says, as four numbers), `cut` (it was truncated), and `traits` where wanted. Of each example: `owner` (its row),
     `length` and `trained`, in tokens. `reports` count what became no example, on the trained and on the held-out side.
-    `notes`: what is to be said of how rows are trained, and of which. `path`: the Arrow file of the examples of all
-    sources."""
+    `notes`: what is to be said of how rows are trained, and of which; `tasks`: the rows of each tag. `path`: the
+    Arrow file of the examples of all sources."""
 
     source: np.ndarray
     digests: np.ndarray
@@ -50,6 +57,7 @@ class UsableRows:
     reports: tuple[Report, Report]
     stops: Counter[str]
     notes: dict[str, np.ndarray]
+    tasks: dict[str, np.ndarray]
     path: Path = Path()
 
     def where(self, rows: Sequence[int] | np.ndarray) -> list[str]:
@@ -63,16 +71,21 @@ class UsableRows:
 def join_rows(parts: list[UsableRows], reports: tuple[Report, Report], path: Path) -> UsableRows:
     """The rows of all blocks in order, whose examples are in `path`; their reports are added to `reports`."""
     firsts = np.cumsum([0, *(len(part.cut) for part in parts)])[:-1]
-    stops, notes = Counter[str](), dict[str, list[np.ndarray]]()
-    for part, first in zip(parts, firsts, strict=True):
+    stops = Counter[str]()
+    for part in parts:
         stops += part.stops
-        for note, numbers in part.notes.items():
-            notes.setdefault(note, []).append(numbers + first)
         for mine, theirs in zip(reports, part.reports, strict=True):
             mine.merge(theirs)
 
     def join(name: str, parts: Sequence[Any] = parts) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
+
+    def join_numbers(name: str) -> dict[str, np.ndarray]:
+        numbers: dict[str, list[np.ndarray]] = {}
+        for part, first in zip(parts, firsts, strict=True):
+            for word, own in getattr(part, name).items():
+                numbers.setdefault(word, []).append(own + first)
+        return {word: np.concatenate(of_parts) for word, of_parts in numbers.items()}
 
     return UsableRows(
         source=join("source"),
@@ -87,24 +100,30 @@ def join_rows(parts: list[UsableRows], reports: tuple[Report, Report], path: Pat
         ),
         reports=reports,
         stops=stops,
-        notes={note: np.concatenate(numbers) for note, numbers in notes.items()},
+        notes=join_numbers("notes"),
+        tasks=join_numbers("tasks"),
         path=path,
     )
 
 
-def to_batch(examples: list[Encoded], where: list[str], source: int) -> pa.RecordBatch:
-    """Examples of one source in the form of `SCHEMA`. `where`: the place of each."""
-    count, places = len(examples), [place.encode() for place in where]
+def to_batch(examples: list[Encoded], where: list[str], tasks: list[str], source: int) -> pa.RecordBatch:
+    """Examples of one source in the form of `SCHEMA`. `where`: the place of each; `tasks`: its tag, or nothing."""
+    count = len(examples)
     starts = _starts([len(one.input_ids) for one in examples])
     lists = []
     for rows in ([one.input_ids for one in examples], [one.labels for one in examples]):
         numbers = np.concatenate([np.zeros(0, np.int32), *(np.array(row, dtype=np.int32) for row in rows)])
         lists.append(pa.Array.from_buffers(_IDS, count, [None, starts], children=[to_arrow(numbers)]))
     answers = to_arrow(np.array([one.turns[-1][0] if one.turns else -1 for one in examples], dtype=np.int32))
-    texts = [None, _starts([len(place) for place in places]), pa.py_buffer(b"".join(places))]
+    texts = [_to_texts(where), _to_texts(tasks)]
     number = to_arrow(np.full(count, source, dtype=np.int16))
-    arrays = [*lists, answers, pa.Array.from_buffers(pa.string(), count, texts), number]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([*lists, answers, *texts, number], schema=SCHEMA)
+
+
+def _to_texts(texts: list[str]) -> pa.Array:
+    encoded = [text.encode() for text in texts]
+    buffers = [None, _starts([len(text) for text in encoded]), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
 
 
 def to_arrow(numbers: np.ndarray) -> pa.Array:

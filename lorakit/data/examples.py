@@ -137,9 +137,15 @@ def _report(result: UsableRows, rows: np.ndarray, side: int) -> Report:
     report.read = report.used + report.dropped.total + report.passed_over
     report.cut = int((result.cut & rows).sum())
     report.several = int((np.bincount(result.owner[examples], minlength=1) > 1).sum())
-    report.notes = {note: int(rows[numbers].sum()) for note, numbers in result.notes.items() if rows[numbers].any()}
+    report.notes = _count_of_each(result.notes, rows)
+    report.tasks = _count_of_each(result.tasks, rows)
     report.stop_tokens = [stop for stop, _ in result.stops.most_common()]
     return report
+
+
+def _count_of_each(numbers: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, int]:
+    """How many of the rows of each word stay. `rows`: a mask of those that do."""
+    return {word: int(rows[own].sum()) for word, own in numbers.items() if rows[own].any()}
 
 
 def _nothing_left(sources: list[Source], report: Report, rules: Rules, side: int) -> str:

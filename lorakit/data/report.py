@@ -80,7 +80,7 @@ class Report:
     `examples`: a row whose template rewrites its history, or a split text, gives several (`several` rows did). `cut`
     rows were truncated, `passed_over` ones by a source's `take`. `findings`: of the checks of `data.clean`, each reason
     with its check's name in front. `notes`: what is to be said of how rows are trained, with the number of rows that it
-    holds for."""
+    holds for. `tasks`: the used rows of each tag."""
 
     sources: list[SourceReport] = field(default_factory=list)
     read: int = 0
@@ -96,6 +96,7 @@ class Report:
     longest: int = 0
     stop_tokens: list[str] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, under the keys of manifests and of --json; `from_dict` is the inverse."""

@@ -9,7 +9,15 @@ from typing import Any
 
 from lorakit.atomic_io import sha256_of
 from lorakit.data.formats import preference_data
-from lorakit.data.formats.columns import columns_read, detect, is_readable, parse_record, required_columns
+from lorakit.data.formats.columns import (
+    columns_named,
+    columns_read,
+    detect,
+    is_readable,
+    parse_record,
+    required_columns,
+)
+from lorakit.data.formats.places import as_text, has_column, refuse_absent_columns
 from lorakit.data.readers import files_in, read_blocks, reading
 from lorakit.data.readers.text_stream import detect_rows_in_document
 from lorakit.data.rows import Block, Row, RowContent, normalize_line_ends
@@ -20,8 +28,11 @@ from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problem import one_line, show_path
 from lorakit.recipe.schema import Data, Source
-from lorakit.registry import FORMATS
+from lorakit.registry import FORMATS, NamedColumns
 
+TASK = "task"
+"""The column whose values are tags: reports and scores are broken down by it."""
+_LONGEST_TAG = 60
 # Readable rows from which a source's format is told (a column that is null in one row may not be in the next); rows on
 # which another reading is tried; rows of a hub dataset in one block.
 _FIRST_ROWS, _TRIED_ROWS, _HUB_BLOCK = 1000, 20, 1000
@@ -58,6 +69,12 @@ class OpenSource:
         preference_data.refuse_rejected_answer(renamed, self.flags)
         return parse_record(str(self.format), self.settings, renamed)
 
+    def tag(self, record: Mapping[str, Any]) -> str:
+        """The tag of a row: what its column `task` says, where that is a word or a few; else that of its source."""
+        columns = self.source.columns or {}
+        value = None if TASK in columns.values() and TASK not in columns else record.get(columns.get(TASK, TASK))
+        return tag_of(value) or self.source.task or ""
+
     def count_block(self, file: str, rows: int, columns: set[str], filled: set[str]) -> None:
         self.rows_in[file] += rows
         self.columns |= columns
@@ -69,14 +86,18 @@ class OpenSource:
         name, mapping = source_name(self.source), self.source.columns or {}
         if not self.rows_in.total():
             raise UserError(f"{name}: no rows. A source needs at least one.")
+        named = columns_named(self.format, self.settings).answers if self.format else frozenset[str]()
         for better, worse in preference_data.preference_pairs(self.filled):
-            if worse not in self.seen and better not in mapping.values():
+            if worse not in self.seen and better not in {*mapping.values(), *named}:
                 what = f"some rows are preference pairs ({better!r} and {worse!r}, as for DPO)"
                 raise UserError(f"{name}: {what}. Take them out, or give them as a source of their own.")
         if self.columns:
             _refuse_missing(self.source, self.columns, set(mapping))
         if self.format:
-            unread = self.filled - (columns_read(self.format) - mapping.keys()) - set(mapping.values())
+            read = columns_read(self.format, self.settings) | (set() if TASK in self.unused else {TASK})
+            unread = self.filled - (read - mapping.keys()) - set(mapping.values())
+            if columns_named(self.format, self.settings).every:
+                unread = set()
             if unread - self.unused:
                 self.unused |= unread
                 self.why = self.why.partition("; not used: ")[0] + _not_used(self.unused)
@@ -138,19 +159,25 @@ def open_source(source: Source) -> OpenSource:
     seen = {column for record in raw for column in record}
     given = None if source.format in (None, "auto") else entry_name(source.format)
     entries = [FORMATS[given]] if given else list(FORMATS)
-    _refuse_missing(source, seen, {our for entry in entries for names in required_columns(entry) for our in names})
     settings = entry_settings(FORMATS, source.format) if given else None
+    named = columns_named(given, settings) if given else NamedColumns()
+    required = {our for entry in entries for names in required_columns(entry) for our in names}
+    _refuse_missing(source, seen, required | named.needed | named.optional)
 
     def can_read(tried: Mapping[str, str], our: str) -> bool:
         return is_readable(given, settings, [rename_columns(record, tried) for record in raw[:_TRIED_ROWS]], our)
 
-    preference_data.refuse_preference_data(name, records, columns, can_read)
     if given:
-        format_name, why = given, "as the recipe says"
+        refuse_absent_columns(name, named, records, columns_read(given, settings))
+        can_read(columns, "")  # a Jinja text that never ends is stopped here, before many rows share a bound
+    answers = {column: column for column in named.answers} | dict(columns)
+    preference_data.refuse_preference_data(name, records, answers, can_read)
+    if given:
+        format_name, why = given, "as the recipe says" + _absent(named, records)
     else:
         _refuse_wrong_documents(name, first_blocks, files)
         format_name, why = detect(records, name)
-    read = columns_read(format_name)
+    read = _columns_used(format_name, settings, records)
     unread = sorted(columns.keys() - read)
     if unread:
         what = f"data.columns fills {unread[0]!r}, which the format {format_name} does not read"
@@ -159,6 +186,26 @@ def open_source(source: Source) -> OpenSource:
     why += _not_used(unused)
     flags = preference_data.rejection_flags(records, read) if FORMATS[format_name].conversations else {}
     return OpenSource(source, format_name, settings, why, blocks, size, files, unused, flags, seen)
+
+
+def _columns_used(format_name: str, settings: Any, records: list[dict[str, Any]]) -> set[str]:
+    """The columns that a format reads, that of tags, and all where a program may read all."""
+    used = columns_read(format_name, settings)
+    if columns_named(format_name, settings).every:
+        used |= {column for record in records for column in record}
+    return used | {TASK} if any(tag_of(record.get(TASK)) for record in records) else used
+
+
+def _absent(named: NamedColumns, records: list[dict[str, Any]]) -> str:
+    """Which columns that the recipe's texts do without are not there."""
+    lacking = [name for name in sorted(named.optional) if not has_column(records, name)]
+    return f"; no row has {', '.join(map(repr, lacking))}" if lacking else ""
+
+
+def tag_of(value: Any) -> str:
+    """A value as a tag; empty for what is none: nothing, a long text, an object."""
+    text = as_text(value, TASK).strip() if isinstance(value, str | int) else ""
+    return text if len(text) <= _LONGEST_TAG and text.isprintable() else ""
 
 
 def _not_used(columns: set[str]) -> str:

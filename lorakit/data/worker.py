@@ -54,6 +54,7 @@ class _RenderedRow:
     """A row on its way. `examples` are its texts as tokens, within max_length."""
 
     where: str
+    task: str
     content: RowContent
     digest: bytes
     texts: list[RenderedText]
@@ -94,7 +95,10 @@ class Worker:
         rows, texts = self._encode(rendered, reports)
         examples = [example for row in rows for example in row.examples]
         notes: dict[str, list[int]] = {}
+        tasks: dict[str, list[int]] = {}
         for number, one in enumerate(rows):
+            if one.task:
+                tasks.setdefault(one.task, []).append(number)
             for note in {text.note for text in one.texts if text.note}:
                 notes.setdefault(note, []).append(number)
         traits, near = self.rules.traits or self.rules.near, self.rules.near
@@ -110,9 +114,11 @@ class Worker:
             reports=reports,
             stops=Counter(span.stop for one in rows for text in one.texts for span in text.spans if span.trained),
             notes={note: np.array(numbers, dtype=np.int64) for note, numbers in notes.items()},
+            tasks={task: np.array(numbers, dtype=np.int64) for task, numbers in tasks.items()},
         )
-        places = [row.where for row in rows for _ in row.examples]
-        return BlockResult(usable, to_batch(examples, places, source), read, columns, filled)
+        owners = [row for row in rows for _ in row.examples]
+        places, tags = [row.where for row in owners], [row.task for row in owners]
+        return BlockResult(usable, to_batch(examples, places, tags, source), read, columns, filled)
 
     def _rendered(self, row: Row, source: int, reports: tuple[Report, Report], ceiling: int) -> _RenderedRow | None:
         """The row rendered; None where it is dropped or passed over, which the reports then count."""
@@ -133,7 +139,7 @@ class Worker:
                 report.passed_over += 1
                 return None
             texts = [] if isinstance(content, Tokens) else render(content, self._templates[source])
-            return _RenderedRow(row.where, content, digest, texts)
+            return _RenderedRow(row.where, self._sources[source].tag(row.record), content, digest, texts)
         except RowError as error:
             self._drop(error, row.where, report)
             return None

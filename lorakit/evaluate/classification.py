@@ -37,13 +37,14 @@ def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str
     label begin another's, all include it: the shorter one could not be told from its beginning."""
     rows_of_task: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rendered.rows):
-        source = rendered.sources[row["source"]]
-        if source.format == FORMAT and row["answer"] >= 0:
-            rows_of_task[source.task or ""].append(number)
+        if rendered.sources[row["source"]].format == FORMAT and row["answer"] >= 0:
+            rows_of_task[rendered.tags[number]].append(number)
     sources, labels, stops = train.report.sources if train is not None else [], {}, rendered.stop_ids
     for task, numbers in rows_of_task.items():
-        same_task = {at for at, one in enumerate(sources) if one.format == FORMAT and (one.task or "") == task}
-        of_train = (row for row in train.rows if row["source"] in same_task) if train is not None and same_task else ()
+        classified = {at for at, one in enumerate(sources) if one.format == FORMAT}
+        rows = train.rows if train is not None and classified else ()
+        same_task = (row for row in rows if not any(rendered.tags) or row["task"] == task)
+        of_train = (row for row in same_task if row["source"] in classified)
         answers, seen = dict[str, tuple[int, ...]](), set[tuple[int, ...]]()
         for row in chain((rendered.rows[number] for number in numbers), of_train):
             answer = tuple(row["input_ids"][row["answer"] :])  # with the tokens that end it

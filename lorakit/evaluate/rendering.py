@@ -28,12 +28,15 @@ from lorakit.progress import Progress
 from lorakit.recipe.schema import Data
 
 Row = dict[str, Any]
+MOST_TASKS = 50
+"""Tags up to which each is scored by itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class RenderedRows:
     """Rows as one tokenizer renders them: input_ids, labels, `answer` (the index of the token at which the last answer
-    begins, -1 without one: then none is generated), `where` and `source` (its number among `sources`)."""
+    begins, -1 without one: then none is generated), `where`, `task` (its tag, or nothing) and `source` (its number
+    among `sources`)."""
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
@@ -44,6 +47,12 @@ class RenderedRows:
     def pad(self) -> int:
         """The token that fills up short rows."""
         return pad_token_id(self.tokenizer)
+
+    @cached_property
+    def tags(self) -> list[str]:
+        """The tag of each row; empty ones where there are too many to be tasks."""
+        tags = [str(row["task"]) for row in self.rows]
+        return tags if len({*tags}) <= MOST_TASKS else [""] * len(tags)
 
     @cached_property
     def with_answer(self) -> list[int]:

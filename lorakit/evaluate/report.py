@@ -125,7 +125,7 @@ def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         yield {
             "where": row["where"],
             "source": source.path,
-            "task": source.task,
+            "task": row["task"] or None,
             "prompt": rendered.tokenizer.decode(rendered.prompts[at]),
             "reference": rendered.references[at],
             "answers": {model.name: model.answers[at] for model in generated},

@@ -17,7 +17,7 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.forward import decode_answer, trained_tokens
 from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
-from lorakit.evaluate.rendering import RenderedRows, positions_of_model, render_for_models
+from lorakit.evaluate.rendering import MOST_TASKS, RenderedRows, positions_of_model, render_for_models
 from lorakit.evaluate.served_answers import add_chat_prompts, ask_for_rows
 from lorakit.model.peft_adapter import is_no_op
 from lorakit.plan.model_info import unseen
@@ -167,13 +167,12 @@ def _score_server(eval_model: inference.EvalModel, settings: EvalSettings) -> Mo
 
 def _masks(rendered: RenderedRows) -> dict[str, np.ndarray]:
     """A mask (rows,) for each task, if rows have tags, and for each source, if there are several."""
-    sources: dict[str, list[int]] = {}
-    if any(source.task for source in rendered.sources):
-        for number, source in enumerate(rendered.sources):
-            sources.setdefault(f"task {source.task}" if source.task else "no task", []).append(number)
+    tags, sources = np.array(rendered.tags), np.array([row["source"] for row in rendered.rows])
+    masks: dict[str, np.ndarray] = {}
+    if any(rendered.tags):
+        masks |= {f"task {tag}" if tag else "no task": tags == tag for tag in dict.fromkeys(rendered.tags)}
     if len(rendered.sources) > 1:
-        sources |= {f"source {source.path}": [number] for number, source in enumerate(rendered.sources)}
-    masks = {name: np.isin([row["source"] for row in rendered.rows], numbers) for name, numbers in sources.items()}
+        masks |= {f"source {source.path}": sources == number for number, source in enumerate(rendered.sources)}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
@@ -233,6 +232,11 @@ def score_models(
         notes.append(
             f"{', '.join(apart)}: rows are rendered with another tokenizer or chat template than those of "
             f"{pairs[0][0].name}: losses per token are of other tokens and are not compared; loss-per-character is"
+        )
+    tags = len({row["task"] for row in each[0].rows})
+    if tags > MOST_TASKS:
+        notes.append(
+            f"the rows have {tags:,} different tags in the column task, more than {MOST_TASKS}: no scores by task"
         )
     for note in notes:
         progress.warn(note)

@@ -81,6 +81,7 @@ A path that does not exist is an error. `output.dir` alone is relative to the wo
 """
 
 
+_MOST_NAMES = 4  # of keys that hold the same section, in its heading
 _HEAD = ["| key | accepts | default | meaning |", "|---|---|---|---|"]
 
 
@@ -108,7 +109,8 @@ def markdown() -> str:
     for name, section in sections.items():
         lines += _section(f"`{name}`", section)
         for nested, names in _inside(name, section).items():
-            lines += _section(f"{' and '.join(names)} as a mapping", nested)
+            shown = names if len(names) <= _MOST_NAMES else [names[0], "the like"]
+            lines += _section(f"{' and '.join(shown)} as a mapping", nested)
     lines += ["## Combinations", "", *(f"- {rule.__doc__}" for rule, _ in RULES), "", "## Words", ""]
     for name, table in _TABLES.items():
         lines += [f"### `{name}`: each {table.noun}", ""]

@@ -17,7 +17,7 @@ class PathRole:
 
     `or_hub`: a string that is not a path is a hub id. `suffixes`: endings that only a path has. `or_folder`: a folder
     will do as well as a file. `of_data`: it names a data file, a folder of them, or a pattern such as `data/*.jsonl`.
-    `example`: what an error suggests.
+    `example`: what an error suggests. `inlined`: the key beside it that takes the file's text when a recipe is loaded.
     """
 
     example: str
@@ -25,6 +25,7 @@ class PathRole:
     suffixes: tuple[str, ...] = ()
     or_folder: bool = False
     of_data: bool = False
+    inlined: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ DataRef = Annotated[
     NotEmpty, PathRole("data/train.jsonl", or_hub=True, suffixes=DATA_SUFFIXES, or_folder=True, of_data=True)
 ]
 FilePath = Annotated[NotEmpty, PathRole("template.jinja")]
+JinjaPath = Annotated[NotEmpty, PathRole("prompt.jinja", inlined="jinja_text")]
 AdapterRef = Annotated[NotEmpty, PathRole("runs/support-answers", or_folder=True)]
 OutputDir = Annotated[NotEmpty, Wording("a path", "runs/my-run")]
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from lorakit.errors import BaseModelError, UserError
 from lorakit.recipe import suggestions
 from lorakit.recipe.compose import Composition, compose
-from lorakit.recipe.paths import resolve_paths
+from lorakit.recipe.paths import files_taken_in, resolve_paths
 from lorakit.recipe.problem import LocatedError, Location, PathParts, Problem, dotted_name, quote
 from lorakit.recipe.problem import RecipeErrors as RecipeErrors
 from lorakit.recipe.rules import RULES
@@ -32,7 +32,7 @@ class LoadedRecipe:
     places: Mapping[str, Location] = field(repr=False)
     """Where each dotted name that the user wrote is written: in the file, in its parents or with `--set`."""
     files: tuple[Path, ...] = ()
-    """The recipe's file and those that it extends, by their real paths."""
+    """The recipe's file, those that it extends, by their real paths, and those whose texts it takes in."""
 
     def where(self, name: str) -> str:
         """`recipes/x.yaml:12:9`, the `--set` option, or `default`."""
@@ -72,7 +72,8 @@ def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Load
     if problems:  # of the recipe itself first, then of what it extends, then of `--set`
         problems.sort(key=lambda one: (one.place.setting > "", one.place.file != path, one.place.sort_key))
         raise RecipeErrors(problems)
-    return LoadedRecipe(_with_defaults(recipe, path, places.keys()), path, places, tuple(map(Path, composition.nodes)))
+    files = (*map(Path, composition.nodes), *files_taken_in(composition.root))
+    return LoadedRecipe(_with_defaults(recipe, path, places.keys()), path, places, files)
 
 
 def _places(node: Node, path: PathParts) -> Iterator[tuple[str, Location]]:

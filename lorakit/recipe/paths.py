@@ -20,6 +20,7 @@ _ON_THE_HUB = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/|models/)?([\w.-]+/[\w.-]+)"
 )
 """An address of the hub, and the id in it."""
+_LONGEST_TEXT = 100_000  # bytes of a file that is taken into a recipe, which itself has a MB at most
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
@@ -29,7 +30,8 @@ def is_path(reference: str) -> bool:
 
 
 def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
-    """The plain data of `root` with absolute paths, and a problem for each reference that leads nowhere.
+    """The plain data of `root` with absolute paths, the files that a recipe takes in as their texts, and a problem for
+    each reference that leads nowhere.
 
     Of a run that has `ended` nothing must be there: it is missed by what reads it.
     """
@@ -37,8 +39,10 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
 
     def resolve(node: Node, annotation: Any, path: PathParts) -> Any:
         inner = {part: resolve(one, annotation_at(annotation, (part,)), (*path, part)) for part, one in children(node)}
-        if isinstance(node.value, dict | list):
-            return inner if isinstance(node.value, dict) else list(inner.values())
+        if isinstance(node.value, list):
+            return list(inner.values())
+        if isinstance(node.value, dict):
+            return inner | take_in(node, inner, annotation, path)
         role = path_role(annotation)
         if role is None or not isinstance(node.value, str) or not node.value:
             return node.value
@@ -48,7 +52,48 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
             problems.append(Problem(node.place, dotted_name(path), quote(node.value), *complaint))
         return name or node.value
 
+    def take_in(node: Node, inner: dict[Any, Any], annotation: Any, path: PathParts) -> dict[str, Any]:
+        taken: dict[str, Any] = {}
+        for key, child, role in _taken_in(node, annotation):
+            name = dotted_name((*path, key))
+            if inner.get(role.inlined) is not None or any(problem.path == name for problem in problems):
+                continue
+            text = _read_short_text(Path(inner[key]))
+            if isinstance(text, str):
+                taken |= {key: None, role.inlined: text}
+            else:
+                problems.append(Problem(child.place, name, quote(child.value), *text))
+        return taken
+
     return resolve(root, Recipe, ()), problems
+
+
+def _taken_in(node: Node, annotation: Any) -> Iterator[tuple[str, Node, PathRole]]:
+    """The keys of a mapping that name a file whose text the recipe takes in."""
+    for key, child in children(node):
+        role = path_role(annotation_at(annotation, (key,)))
+        if role and role.inlined and isinstance(child.value, str) and child.value:
+            yield str(key), child, role
+
+
+def files_taken_in(root: Node, annotation: Any = Recipe) -> Iterator[Path]:
+    """The files whose texts a loaded recipe holds."""
+    if isinstance(root.value, dict):
+        for _, child, role in _taken_in(root, annotation):
+            yield Path(absolute_path(child.value, role, child.place.folder) or "")
+    for part, inner in children(root):
+        yield from files_taken_in(inner, annotation_at(annotation, (part,)))
+
+
+def _read_short_text(path: Path) -> str | tuple[str, str]:
+    """The text of a file, or why a recipe cannot hold it and what to write instead."""
+    try:
+        if path.stat().st_size > _LONGEST_TEXT:
+            return f"the file has more than {_LONGEST_TEXT:,} bytes", "Write a shorter one."
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        return f"the file cannot be read: {error}", "Save it as UTF-8, where this user may read it."
+    return text or ("the file is empty", "Write what stands there into it.")
 
 
 def absolute_path(text: str, role: PathRole, folder: Path) -> str | None:
@@ -165,7 +210,8 @@ def _nearest_path(text: str, path: Path) -> str:
 
 def input_paths(recipe: Recipe) -> set[Path]:
     """What a recipe reads from disk, which no run may delete: base model, adapter, templates, schemas, data files."""
-    named = {Path(text) for text in _texts(recipe.model_dump(exclude={"output"})) if is_path(text) and "\0" not in text}
+    references = _references(recipe.model_dump(exclude={"output"}), Recipe)
+    named = {Path(text) for text in references if is_path(text) and "\0" not in text}
     paths = {path for path in named if not is_pattern(path) and path.exists()}
     source = initial_adapter(recipe.adapter)
     if source:
@@ -175,9 +221,10 @@ def input_paths(recipe: Recipe) -> set[Path]:
     return paths.union(*(set(data_files(folder)) for folder in folders if is_pattern(folder) or folder in paths))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
+def _references(value: Any, annotation: Any) -> Iterator[str]:
+    """The texts that name something on disk."""
+    if isinstance(value, str) and path_role(annotation):
         yield value
     elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+        for part, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _references(inner, annotation_at(annotation, (part,)))

@@ -301,6 +301,8 @@ def _choice_conflicts(path: PathParts, table: AnyTable, value: Any, example: str
     elif not isinstance(value, str) and (mistakes := table[names[0]].mistakes):
         for inner, reason, remedy in mistakes(entry_settings(table, value), *beside):
             yield (*path, names[0], *inner), reason, remedy
+    elif isinstance(value, str) and value in table and (needs := table[value].needs_settings):
+        yield path, f"{value} needs settings", f"Write for example {needs}."
 
 
 def _items(path: PathParts, value: Any) -> Iterator[tuple[PathParts, Any]]:

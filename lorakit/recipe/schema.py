@@ -160,7 +160,7 @@ class Source(Section):
     system: str | None = None
     """A system prompt for this source's rows that have none; null takes `data.system`."""
     task: str | None = None
-    """A tag that reports and scores are broken down by."""
+    """A tag that reports and scores are broken down by, for rows that have none in their own column `task`."""
     take: PositiveInt | Share | None = None
     """How many rows are used, or which share: chosen by a hash of what each row says, never by position."""
     weight: PositiveFloat = 1.0

@@ -11,5 +11,5 @@ __all__ = ["Conversation", "RowError", "Text", "Tokens"]
 __all__ += ["columns_read", "detect", "kind", "parse_record", "required_columns"]
 
 # In the order in which docs and messages name them.
-for _name in ("messages", "text_columns", "tokens"):
+for _name in ("messages", "text_columns", "template", "tokens"):
     importlib.import_module(f"lorakit.data.formats.{_name}")

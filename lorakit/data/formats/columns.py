@@ -14,7 +14,7 @@ from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.fields import entry_settings
 from lorakit.recipe.problem import one_line
-from lorakit.registry import FORMATS, FormatSpec, Section
+from lorakit.registry import FORMATS, FormatSpec, NamedColumns, Section
 
 # The columns of OpenAssistant's flat files, which the format text fits and would read wrongly.
 _FLAT_OASST = {"message_id", "role", "text"}
@@ -27,10 +27,22 @@ def required_columns(entry: FormatSpec) -> list[tuple[str, ...]]:
     return [(column,) if isinstance(column, str) else tuple(column) for column in entry.columns]
 
 
-def columns_read(name: str) -> set[str]:
-    """Every column that a format reads."""
+def columns_named(name: str, settings: Section | None) -> NamedColumns:
+    """The columns that the texts of a format's settings name; `settings`: None for the defaults."""
     entry = FORMATS[name]
-    return {*chain.from_iterable(required_columns(entry)), *entry.optional}
+    settings = entry_settings(FORMATS, name) if settings is None else settings
+    return entry.named(settings) if entry.named else NamedColumns()
+
+
+def columns_read(name: str, settings: Section | None = None) -> set[str]:
+    """Every column that a format reads; of a path such as `meta.title` its beginnings too."""
+    entry, named = FORMATS[name], columns_named(name, settings)
+    paths = (named.needed | named.optional).union(*(_beginnings(path) for path in named.needed | named.optional))
+    return {*chain.from_iterable(required_columns(entry)), *entry.optional} - named.unread | paths
+
+
+def _beginnings(path: str) -> set[str]:
+    return {path[:at] for at, sign in enumerate(path) if sign == "."}
 
 
 def parse_record(name: str, settings: Section | None, record: Mapping[str, Any]) -> RowContent:
@@ -63,7 +75,8 @@ def detect(records: Sequence[Mapping[str, Any]], where: str) -> tuple[str, str]:
         fit = f"the columns ({shown_columns}) fit several formats: {', '.join(entry.name for entry in chosen)}"
         raise UserError(f"{where}: {fit}. Write one of them in data.format.")
     as_one = (f"As {entry.name}: {one_line(str(_complaint(entry.name, None, records[0])), 200)}. " for entry in fitting)
-    needs = (f"{entry.name} needs {', '.join(map(' or '.join, required_columns(entry)))}" for entry in FORMATS)
+    telling = [entry for entry in FORMATS if entry.columns]
+    needs = (f"{entry.name} needs {', '.join(map(' or '.join, required_columns(entry)))}" for entry in telling)
     remedy = "Map other names with data.columns, for example columns: {prompt: question, completion: answer}."
     what = f"no format fits the columns ({shown_columns}). {_hint(records, where)}{''.join(as_one)}{'; '.join(needs)}"
     raise UserError(f"{where}: {what}. {remedy}")
@@ -75,7 +88,7 @@ def is_readable(name: str | None, settings: Section | None, records: Sequence[Ma
         format_name = name or detect(records, "")[0]
     except UserError:
         return False
-    reads_column = not column or column in columns_read(format_name)
+    reads_column = not column or column in columns_read(format_name, settings)
     return reads_column and any(_complaint(format_name, settings, record) is None for record in records)
 
 
@@ -85,7 +98,8 @@ def _fitting_formats(records: Sequence[Mapping[str, Any]]) -> tuple[set[str], li
     filled = {column for record in records for column, value in record.items() if not is_empty(value)}
     present = {column for record in records for column, value in record.items() if value is not None}
     for columns in (filled, present):
-        fitting = [one for one in FORMATS if not any(columns.isdisjoint(names) for names in required_columns(one))]
+        telling = (one for one in FORMATS if one.columns)
+        fitting = [one for one in telling if not any(columns.isdisjoint(names) for names in required_columns(one))]
         if fitting:
             return columns, fitting
     return present, []

@@ -57,7 +57,7 @@ def refuse_preference_data(
     where: str, records: Sequence[Record], columns: Mapping[str, str], can_read: CanRead
 ) -> None:
     """Refuse, as a `UserError`, rows in which a column says which answer is the worse one, or how good each is.
-    `columns` are the recipe's (ours -> theirs)."""
+    `columns` are the recipe's (ours -> theirs), and those that its texts answer with, under their own names."""
     for what, remedy in _findings(records, columns, can_read):
         raise UserError(f"{where}: {what}. lorakit trains on what should be said: {remedy}.")
 
@@ -70,8 +70,10 @@ def _findings(records: Sequence[Record], columns: Mapping[str, str], can_read: C
     for our, their in columns.items():
         better = next((one for one, other in preference_pairs(texts | {their}) if other == their), None)
         if better or any(f"_{word}_" in f"_{their}_" for word in _REJECTED):
-            what = f"data.columns takes {our!r} from {their!r}, the side of a preference pair that should not be said"
-            yield what, f"columns: {{{our}: {better or 'chosen'}}}"
+            side = "the side of a preference pair that should not be said"
+            if our == their:  # as an answer of the format template names it
+                yield f"data.format answers with {their!r}, {side}", f"write {{{better or 'chosen'}}}"
+            yield f"data.columns takes {our!r} from {their!r}, {side}", f"columns: {{{our}: {better or 'chosen'}}}"
     for better, worse in preference_pairs(texts):
         if better not in mapped and not (_is_another_column(better, worse, records) and can_read(columns, "")):
             remedy = _remedy(better, columns, [record.get(better) for record in records], can_read)

@@ -2,18 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from string import Formatter
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from lorakit.data.formats.columns import add_system_and_tools, filled_column, is_empty, question_and_answer, text_column
 from lorakit.data.formats.messages import mark_given_beginnings, parse_if_json, parse_messages
+from lorakit.data.formats.places import PlaceError, columns_in, fill_places, parse_places
 from lorakit.data.rows import Conversation, RowError, Text, kind
 from lorakit.recipe.did_you_mean import nearest
 from lorakit.recipe.fields import Wording
 from lorakit.recipe.problem import one_line, quote
-from lorakit.registry import FORMATS, Section
+from lorakit.registry import FORMATS, NamedColumns, Section
 
 # The beginnings of a list of messages, and of SQuAD's answers, that a table holds as text.
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
@@ -89,8 +89,8 @@ class Classification(Section):
     """Every label. A text in the column `label` must be one of them, a whole number is a position in the list (from \
 0); null takes any text."""
     prompt: Annotated[str, Field(min_length=1)] | None = None
-    """What is asked: `{text}` stands for the text, `{labels}` for the list. Null asks which of the labels fits, or \
-gives the text alone where there is no list."""
+    """What is asked: `{text}` stands for the text, `{labels}` for the list, `{column}` for another column. Null asks \
+which of the labels fits, or gives the text alone where there is no list."""
 
 
 def _label_mistakes(settings: Classification) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -101,15 +101,12 @@ def _label_mistakes(settings: Classification) -> Iterator[tuple[tuple[str | int,
     if prompt is None:
         return
     try:
-        pieces = [piece[1:] for piece in Formatter().parse(prompt) if piece[1] is not None]
-    except ValueError as error:
-        yield ("prompt",), f"it cannot be read: {error}", "Write {{ and }} for braces that are meant as they are."
+        names = {name for _, name in parse_places(prompt)}
+    except PlaceError as error:
+        yield ("prompt",), error.reason, error.remedy
         return
-    names = [f"{name}{'!' + how if how else ''}{':' + style if style else ''}" for name, style, how in pieces]
-    for name in names:
-        if name not in ("text", "labels"):
-            reason = one_line(f"{{{name}}}") + " is not a known placeholder"
-            yield ("prompt",), reason, "Write {text} or {labels}, or {{ and }} for braces."
+    if "label" in names:
+        yield ("prompt",), "{label} is the answer, which the question would tell", "Write {labels} for the list."
     if "text" not in names:
         reason = "{text} is not in it, so that every row would ask the same"
         yield ("prompt",), reason, "Write {text} where the text belongs."
@@ -117,13 +114,24 @@ def _label_mistakes(settings: Classification) -> Iterator[tuple[tuple[str | int,
         yield ("prompt",), "there is no list of labels for {labels}", "Write labels, for example labels: [ham, spam]."
 
 
+def _named_by_prompt(settings: Classification) -> NamedColumns:
+    names = columns_in(settings.prompt or "") - {"labels"}
+    return NamedColumns(needed=names - {"text"})
+
+
 @FORMATS.register(
-    "classification", columns=("text", "label"), optional=("system",), settings=Classification, mistakes=_label_mistakes
+    "classification",
+    columns=("text", "label"),
+    optional=("system",),
+    settings=Classification,
+    mistakes=_label_mistakes,
+    named=_named_by_prompt,
 )
 def classification(record: Mapping[str, Any], settings: Classification) -> Conversation:
     """`text` and `label`: which of the labels fits the text."""
     prompt = settings.prompt or ("{text}" if settings.labels is None else _DEFAULT_PROMPT)
-    question = prompt.format(text=text_column(record, "text"), labels=", ".join(settings.labels or ()))
+    values = {**record, "text": text_column(record, "text"), "labels": ", ".join(settings.labels or ())}
+    question = fill_places(prompt, values)
     return question_and_answer(record, question, _label(record.get("label"), settings.labels))
 
 
