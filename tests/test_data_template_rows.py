@@ -82,8 +82,8 @@ def test_a_column_that_no_row_has_is_an_error_at_once():
     with pytest.raises(UserError, match=r"names the column 'kb_text', which no row has. Did you mean \{kb text\}\?"):
         opened("rows.jsonl", {"user": "{kb_text}{q}", "missing": {"kb_text": ""}})
     assert "; no row has 'hint'" in opened("rows.jsonl", {"user": "{hint}{q}", "missing": {"hint": ""}}).why
-    with pytest.raises(UserError, match=r"names the column 'qq', which no row has. Did you mean \{q\}\?"):
-        opened("rows.jsonl", {"user": {"jinja_text": "{{ qq }}"}})
+    with pytest.raises(UserError, match=r"names the column 'tasks', which no row has. Did you mean \{task\}\?"):
+        opened("rows.jsonl", {"user": {"jinja_text": "{{ tasks }}"}})
     with pytest.raises(UserError, match="names the column 'subject', which no row has"):
         opened(
             write("c.jsonl", [{"text": "t", "label": "l"}]), format={"classification": {"prompt": "{subject} {text}"}}

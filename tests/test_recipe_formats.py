@@ -181,4 +181,4 @@ def test_the_settings_are_known_whatever_is_imported_first(module):
         "print(sorted(FormatSettings.model_fields), sorted(heavy))"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "['classification', 'sharegpt'] []"
+    assert answer.stdout.strip() == "['classification', 'sharegpt', 'template'] []"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from lorakit.errors import BaseModelError, UserError
 from lorakit.recipe import suggestions
 from lorakit.recipe.compose import Composition, compose
-from lorakit.recipe.paths import files_taken_in, resolve_paths
+from lorakit.recipe.paths import inlined_files, resolve_paths
 from lorakit.recipe.problem import LocatedError, Location, PathParts, Problem, dotted_name, quote
 from lorakit.recipe.problem import RecipeErrors as RecipeErrors
 from lorakit.recipe.rules import RULES
@@ -72,7 +72,7 @@ def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> Load
     if problems:  # of the recipe itself first, then of what it extends, then of `--set`
         problems.sort(key=lambda one: (one.place.setting > "", one.place.file != path, one.place.sort_key))
         raise RecipeErrors(problems)
-    files = (*map(Path, composition.nodes), *files_taken_in(composition.root))
+    files = (*map(Path, composition.nodes), *inlined_files(composition.root))
     return LoadedRecipe(_with_defaults(recipe, path, places.keys()), path, places, files)
 
 

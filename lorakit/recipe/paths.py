@@ -42,7 +42,7 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
         if isinstance(node.value, list):
             return list(inner.values())
         if isinstance(node.value, dict):
-            return inner | take_in(node, inner, annotation, path)
+            return inner | inline_texts(node, inner, annotation, path)
         role = path_role(annotation)
         if role is None or not isinstance(node.value, str) or not node.value:
             return node.value
@@ -52,23 +52,23 @@ def resolve_paths(root: Node, ended: bool = False) -> tuple[Any, list[Problem]]:
             problems.append(Problem(node.place, dotted_name(path), quote(node.value), *complaint))
         return name or node.value
 
-    def take_in(node: Node, inner: dict[Any, Any], annotation: Any, path: PathParts) -> dict[str, Any]:
-        taken: dict[str, Any] = {}
-        for key, child, role in _taken_in(node, annotation):
+    def inline_texts(node: Node, inner: dict[Any, Any], annotation: Any, path: PathParts) -> dict[str, Any]:
+        texts: dict[str, Any] = {}
+        for key, child, role in _inlined_keys(node, annotation):
             name = dotted_name((*path, key))
             if inner.get(role.inlined) is not None or any(problem.path == name for problem in problems):
                 continue
             text = _read_short_text(Path(inner[key]))
             if isinstance(text, str):
-                taken |= {key: None, role.inlined: text}
+                texts |= {key: None, role.inlined: text}
             else:
                 problems.append(Problem(child.place, name, quote(child.value), *text))
-        return taken
+        return texts
 
     return resolve(root, Recipe, ()), problems
 
 
-def _taken_in(node: Node, annotation: Any) -> Iterator[tuple[str, Node, PathRole]]:
+def _inlined_keys(node: Node, annotation: Any) -> Iterator[tuple[str, Node, PathRole]]:
     """The keys of a mapping that name a file whose text the recipe takes in."""
     for key, child in children(node):
         role = path_role(annotation_at(annotation, (key,)))
@@ -76,13 +76,13 @@ def _taken_in(node: Node, annotation: Any) -> Iterator[tuple[str, Node, PathRole
             yield str(key), child, role
 
 
-def files_taken_in(root: Node, annotation: Any = Recipe) -> Iterator[Path]:
+def inlined_files(root: Node, annotation: Any = Recipe) -> Iterator[Path]:
     """The files whose texts a loaded recipe holds."""
     if isinstance(root.value, dict):
-        for _, child, role in _taken_in(root, annotation):
+        for _, child, role in _inlined_keys(root, annotation):
             yield Path(absolute_path(child.value, role, child.place.folder) or "")
     for part, inner in children(root):
-        yield from files_taken_in(inner, annotation_at(annotation, (part,)))
+        yield from inlined_files(inner, annotation_at(annotation, (part,)))
 
 
 def _read_short_text(path: Path) -> str | tuple[str, str]:

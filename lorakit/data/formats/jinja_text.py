@@ -21,6 +21,8 @@ _SECONDS, _MEMORY = 10, 2 << 30  # a text is written in microseconds
 # Characters that it may write besides what the row says, and how often it may write that.
 _AROUND, _TIMES = 1 << 20, 8
 _FIX = "Fix the Jinja text of data.format."
+# Tests and filters of what may be absent.
+_TAKING_NOTHING = ("defined", "undefined", "default", "d")
 ROW = "row"
 """The name of the row itself: `row["Column name"]`."""
 
@@ -100,8 +102,8 @@ def jinja_columns(source: str) -> NamedColumns:
         for node in tree.find_all(nodes.Getitem)
         if isinstance(node.node, nodes.Name) and node.node.name == ROW and isinstance(node.arg, nodes.Const)
     ]
-    tested = [node.node for node in tree.find_all(nodes.Test) if node.name in ("defined", "undefined")]
-    tested += [node.node for node in tree.find_all(nodes.Filter) if node.name in ("default", "d")]
+    asking = (node for kind in (nodes.Test, nodes.Filter) for node in tree.find_all(kind))
+    tested = [node.node for node in asking if node.name in _TAKING_NOTHING]
     optional = {node.name for node in tested if isinstance(node, nodes.Name)}
     optional |= {
         str(node.arg.value) for node in tested if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const)

@@ -98,9 +98,9 @@ def _lookup(record: Mapping[str, Any], name: str) -> Any:
         return record[name]
     for at, sign in enumerate(name):
         if sign == "." and isinstance(inner := record.get(name[:at]), Mapping):
-            found = _lookup(inner, name[at + 1 :])
-            if found is not _ABSENT:
-                return found
+            value = _lookup(inner, name[at + 1 :])
+            if value is not _ABSENT:
+                return value
     return _ABSENT
 
 

@@ -40,7 +40,7 @@ class FewShot(Section):
     """How it is answered. It is read, and never trained."""
 
 
-class Turn(Section):
+class TemplateTurn(Section):
     """One turn, or what is asked and its answer."""
 
     user: TurnText | None = None
@@ -62,15 +62,15 @@ class Template(Section):
     """What is asked."""
     assistant: TurnText | None = None
     """What is trained: the answer."""
-    turns: list[Turn] = []
+    turns: list[TemplateTurn] = []
     """Several turns, in place of `user` and `assistant`."""
     missing: dict[str, str] = {}
     """Column -> the text that stands for it in rows where it is absent or null. Any other such column is an error."""
 
-    def own_turns(self) -> list[Turn]:
+    def own_turns(self) -> list[TemplateTurn]:
         """The turns of the row itself, in whichever way they are written."""
         # Not validated again, for each row.
-        return self.turns or [Turn.model_construct(user=self.user, assistant=self.assistant, train=True)]
+        return self.turns or [TemplateTurn.model_construct(user=self.user, assistant=self.assistant, train=True)]
 
     def texts(self) -> Iterator[tuple[PathParts, TurnText, bool]]:
         """Every text with its path, and whether it is a trained answer."""
@@ -94,13 +94,13 @@ def _named(text: TurnText) -> NamedColumns:
 
 def _named_columns(settings: Template) -> NamedColumns:
     """What all texts name. A column that is needed in one of them is needed, unless `missing` has it."""
-    found = [(_named(text), trained) for _, text, trained in settings.texts()]
+    each = [(_named(text), trained) for _, text, trained in settings.texts()]
     union = frozenset[str]().union
-    needed = union(*(one.needed for one, _ in found)) - settings.missing.keys()
-    names = union(*(one.needed | one.optional for one, _ in found))
+    needed = union(*(one.needed for one, _ in each)) - settings.missing.keys()
+    names = union(*(one.needed | one.optional for one, _ in each))
     unread = frozenset({"system"} if settings.system is not None else ())
-    answers = union(*(one.needed | one.optional for one, trained in found if trained))
-    return NamedColumns(needed, names - needed, answers, unread, any(one.every for one, _ in found))
+    answers = union(*(one.needed | one.optional for one, trained in each if trained))
+    return NamedColumns(needed, names - needed, answers, unread, any(one.every for one, _ in each))
 
 
 def _template_mistakes(settings: Template) -> Iterator[tuple[PathParts, str, str]]:
