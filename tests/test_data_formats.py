@@ -9,6 +9,7 @@ import pytest
 
 from lorakit.data.formats import RowError, parse_record
 from lorakit.data.formats.messages import Sharegpt
+from lorakit.data.formats.template import Template
 from lorakit.data.formats.text_columns import Classification
 from lorakit.data.rows import Conversation, Text, Tokens
 from lorakit.registry import FORMATS
@@ -595,8 +596,12 @@ GOOD = {
     "text": {"text": "a"},
     "classification": {"text": "a", "label": "b", "system": "s"},
     "oasst": {"prompt": node("prompter", "q", BEST, node("assistant", "b")), "system": "s"},
+    "template": {"q": "a", "a": ["b"], "list": {"x": 1}, "system": "s", "tools": [WEATHER]},
     "tokens": {"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 1]},
 }
+
+
+TEMPLATE = Template(user="{q} {list.x}", assistant="{a}", missing={"list.x": "-"})
 
 
 def changed(value):
@@ -614,12 +619,13 @@ def changed(value):
 
 @pytest.mark.parametrize("name", FORMATS.names())
 def test_no_value_makes_a_format_fail_but_with_a_row_error(name):
-    assert parse_record(name, None, GOOD[name])
+    settings = TEMPLATE if name == "template" else None
+    assert parse_record(name, settings, GOOD[name])
     for record in changed(GOOD[name]):
         if not isinstance(record, dict):
             continue
         try:
-            found = parse_record(name, None, record)
+            found = parse_record(name, settings, record)
         except RowError as error:
             assert error.reason
             assert pickle.loads(pickle.dumps(error)).case == error.case  # noqa: S301

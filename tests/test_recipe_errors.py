@@ -145,7 +145,8 @@ def test_a_key_that_is_needed_is_missing_whatever_other_key_is_misnamed(tmp_path
 def test_every_foreign_name_leads_to_a_key_that_exists():
     ours = keys(Recipe)
     assert [name for name, (target, _) in KEY_ALIASES.items() if target.partition(":")[0] not in ours] == []
-    assert [name for name in KEY_ALIASES if name in {key.rpartition(".")[2] for key in ours}] == []
+    # LLaMA-Factory's word for a chat template, and ours for a format.
+    assert [name for name in KEY_ALIASES if name in {key.rpartition(".")[2] for key in ours}] == ["template"]
 
 
 @pytest.mark.parametrize(

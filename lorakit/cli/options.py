@@ -111,16 +111,25 @@ def _parse_format(text: str) -> Any:
     from pydantic import ValidationError
 
     from lorakit.recipe.did_you_mean import nearest
-    from lorakit.recipe.problem import Location
+    from lorakit.recipe.paths import resolve_paths
+    from lorakit.recipe.problem import Location, dotted_name
+    from lorakit.recipe.rules import format_conflicts
     from lorakit.recipe.schema import Data
-    from lorakit.recipe.yaml_reader import plain, read_text
+    from lorakit.recipe.yaml_reader import Node, read_text
     from lorakit.registry import FORMATS
 
     node, problems = read_text(text, Location())
     try:
         if node is None or problems:
             raise ValueError(text)
-        return Data.model_validate({"train": "-", "format": plain(node)}).format
+        resolved, mistakes = resolve_paths(Node({"data": Node({"format": node}, node.place)}, node.place))
+        given = Data.model_validate({"train": "-", **resolved["data"]}).format
+        conflicts = format_conflicts(("data", "format"), given)
+        complaints = [(one.path, one.reason, one.remedy) for one in mistakes]
+        complaints += [(dotted_name(path), reason, remedy) for path, reason, remedy in conflicts]
+        if complaints:
+            raise UserError("--format: {}: {}. {}".format(*complaints[0]))
+        return given
     except (ValidationError, ValueError) as error:
         words = ["auto", *FORMATS.names()]
         near = nearest(text, words)

@@ -27,6 +27,7 @@ _KEYS: dict[tuple[str, str], str] = {
     ): """
         attn_implementation xformers_attention s2_attention""",
     ("model.chat_template", ""): "prompt_template prompt_style chat_template_jinja template",
+    ("data.format", "It takes {template: {user: ..., assistant: ...}}"): "data.template",
     ("model.template_variables", "It takes {enable_thinking: false}"): "chat_template_kwargs enable_thinking",
     ("adapter.kind", ""): """
         adapter_type peft_type finetuning_type fine_tune_type finetune_type peft_method adapter.type adapter.method

@@ -262,8 +262,12 @@ def formats_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
     formats: dict[PathParts, Any] = {("data", "format"): recipe.data.format}
     formats |= {(*path, "format"): source.format for path, source in _sources(recipe) if isinstance(source, Source)}
     for path, value in formats.items():
-        example = "classification, or with settings {classification: {...}}"
-        yield from _choice_conflicts(path, FORMATS, value, example) if value is not None else ()
+        yield from format_conflicts(path, value) if value is not None else ()
+
+
+def format_conflicts(path: PathParts, value: Any) -> Conflicts:
+    """What is wrong with the value of a `format` at `path`, beyond what the schema says."""
+    yield from _choice_conflicts(path, FORMATS, value, "classification, or with settings {classification: {...}}")
 
 
 @reads("data.system", "data.format", "data.train", "data.eval")
