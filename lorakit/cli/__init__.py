@@ -23,6 +23,7 @@ from lorakit.cli import (
     doctor,
     export,
     extract,
+    import_,
     merge,
     pack,
     plan,
@@ -86,6 +87,7 @@ def options(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "import": import_.import_,
     "check": check.check,
     "plan": plan.plan,
     "data": data.data,

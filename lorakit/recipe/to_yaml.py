@@ -13,7 +13,7 @@ from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import annotation_at, path_role
 
 
-class _Dumper(yaml.SafeDumper):
+class RecipeDumper(yaml.SafeDumper):
     """PyYAML's writer with YAML 1.2's rules for what needs quotes."""
 
     # Its own table is YAML 1.1's: it would write the text "1e-4" without quotes, which is a number.
@@ -30,7 +30,7 @@ for _tag, _pattern in {
     "tag:yaml.org,2002:float": yaml_reader.FLOAT,
     "tag:lorakit:no-text": yaml_reader.ENDLESS,
 }.items():
-    _Dumper.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern.pattern})\\Z"), None)
+    RecipeDumper.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern.pattern})\\Z"), None)
 
 
 def to_yaml(recipe: Recipe, folder: Path) -> str:
@@ -38,12 +38,17 @@ def to_yaml(recipe: Recipe, folder: Path) -> str:
 
     Keys that nothing reads in this recipe are left out: written, they would be errors.
     """
-    data = _relative(recipe.model_dump(), Recipe, folder.absolute())
+    data = with_relative_paths(recipe.model_dump(), folder)
     for name in unread_keys(recipe):
         section, key = name.split(".")
         del data[section][key]
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.dump(data, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
     return text
+
+
+def with_relative_paths(data: dict[str, Any], folder: Path) -> Any:
+    """A recipe's plain data with its absolute paths relative to `folder`."""
+    return _relative(data, Recipe, folder.absolute())
 
 
 def _relative(value: Any, annotation: Any, folder: Path) -> Any:

@@ -1,1 +1,1 @@
-"""Runs and recipes that travel: packed into one file, unpacked elsewhere."""
+"""Runs and recipes that travel: from another tool's config, packed into one file, unpacked elsewhere."""

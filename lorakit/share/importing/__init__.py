@@ -1,0 +1,144 @@
+"""Another tool's config -> a recipe that does what the config does, with every key of it accounted for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import UserError
+from lorakit.recipe.problem import one_line
+from lorakit.share.importing import axolotl, llama_factory, trl, unsloth
+from lorakit.share.importing.conversion import Conversion, finish
+from lorakit.share.importing.recipe_text import check_text, recipe_text
+from lorakit.share.importing.source import ForeignConfig, read_command, read_config
+from lorakit.share.importing.verdicts import VERDICTS, FilledDefault, KeyAccount, KeyTable
+
+__all__ = ["TOOLS", "VERDICTS", "ForeignTool", "ImportResult", "import_config", "read_command", "read_config"]
+
+
+@dataclass(frozen=True)
+class ForeignTool:
+    """A tool whose configs are read: its keys, those that tell it, and the function that reads them."""
+
+    name: str
+    keys: KeyTable
+    needed: str
+    marks: frozenset[str]
+    convert: Callable[[Conversion], None]
+    settle_rest: Callable[[Conversion], None]
+
+
+def _tool(module: Any) -> ForeignTool:
+    marks = frozenset(module.MARKS.split())
+    return ForeignTool(module.NAME, module.KEYS, module.NEEDED, marks, module.convert, module.settle_rest)
+
+
+TOOLS: dict[str, ForeignTool] = {
+    "axolotl": _tool(axolotl),
+    "llama-factory": _tool(llama_factory),
+    "unsloth": _tool(unsloth),
+    "trl": _tool(trl),
+}
+"""The word of `--from` -> the tool."""
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What became of a config: `keys` in its order, `text` the recipe, or None with the `reason` why there is none."""
+
+    tool: str
+    source: str
+    devices: int
+    keys: tuple[KeyAccount, ...]
+    defaults: tuple[FilledDefault, ...]
+    notes: tuple[str, ...]
+    text: str | None
+    reason: str = ""
+
+    @property
+    def refused(self) -> tuple[KeyAccount, ...]:
+        """The keys that change the result and have no counterpart."""
+        return tuple(one for one in self.keys if one.verdict == "refused")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts for `--json`."""
+        counts = {verdict: sum(one.verdict == verdict for one in self.keys) for verdict in VERDICTS}
+        return {
+            "tool": self.tool,
+            "source": self.source,
+            "devices": self.devices,
+            "counts": counts,
+            "keys": [one.to_dict() for one in self.keys],
+            "defaults": [vars(one) for one in self.defaults],
+            "notes": list(self.notes),
+            "recipe": self.text,
+            "reason": self.reason,
+        }
+
+
+def import_config(
+    config: ForeignConfig,
+    output: Path,
+    tool: str | None = None,
+    devices: int | None = None,
+    rows_per_pack: int | None = None,
+    row_format: str | None = None,
+    dataset_info: Path | None = None,
+) -> ImportResult:
+    """Convert a config. `output`: where the recipe will be written, since its paths are relative to that folder.
+
+    `devices`: how many the config was made for; `rows_per_pack`: how many rows fill a pack, where rows are packed;
+    `row_format`: the format of the rows, where the config does not say it.
+
+    Raises:
+        UserError: no tool, or several, have the config's keys.
+    """
+    kind = TOOLS[tool] if tool else recognise(config)
+    count = devices or config.processes or 1
+    conversion = Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info=dataset_info)
+    kind.convert(conversion)
+    kind.settle_rest(conversion)
+    finish(conversion, kind.keys)
+    text, reason = recipe_text(conversion, output), ""
+    if text is None:
+        reason = "the base model or the rows to train on are not known"
+    elif problems := check_text(text, output, conversion):
+        text, reason = None, f"lorakit's own rules refuse it: {' '.join(problems)}"
+    keys, defaults, notes = conversion.accounts.values(), conversion.defaults, conversion.notes
+    return ImportResult(kind.name, config.name, count, tuple(keys), tuple(defaults), tuple(notes), text, reason)
+
+
+def recognise(config: ForeignConfig) -> ForeignTool:
+    """The tool whose keys a config has."""
+    scores = {name: _score(tool, config.tree) for name, tool in TOOLS.items()}
+    best = max(scores.values())
+    names = [name for name, score in scores.items() if score == best and best > 0]
+    if len(names) == 1:
+        return TOOLS[names[0]]
+    seen = one_line(", ".join(map(str, config.tree)), 200) or "none"
+    remedy = f"Say which with --from: {', '.join(TOOLS)}."
+    if names:
+        shown_names = " and ".join(TOOLS[name].name for name in names)
+        raise UserError(f"{config.name}: its keys ({seen}) are those of {shown_names} alike. {remedy}")
+    needed = "; ".join(f"{tool.name} has {_signature(tool)}" for tool in TOOLS.values())
+    raise UserError(f"{config.name}: it is a config of none of the tools. Its keys are {seen}. {needed}. {remedy}")
+
+
+def _score(tool: ForeignTool, tree: Mapping[str, Any]) -> int:
+    marks = tool.marks & tree.keys()
+    if tool.name == unsloth.NAME:
+        sections = [key for key in ("data", "training", "lora", "logging") if isinstance(tree.get(key), dict)]
+        return 10 * len(sections) if isinstance(tree.get("model", ""), str) else 0
+    return len(marks) if tool.needed in tree else 0
+
+
+def _signature(tool: ForeignTool) -> str:
+    if tool.name == unsloth.NAME:
+        return "model and the sections data, training and lora"
+    others: Sequence[str] = [key for key in _mark_order(tool) if key != tool.needed][:4]
+    return f"{tool.needed} with {', '.join(others)}"
+
+
+def _mark_order(tool: ForeignTool) -> list[str]:
+    order = {axolotl.NAME: axolotl.MARKS, llama_factory.NAME: llama_factory.MARKS, trl.NAME: trl.MARKS}
+    return order[tool.name].split()

@@ -1,0 +1,305 @@
+"""Axolotl's `datasets` and `test_datasets` (axolotl/utils/schemas/datasets.py and prompt_strategies/)."""
+
+from typing import Any
+
+from lorakit.share.importing.base_model import chat_template
+from lorakit.share.importing.conversion import Conversion
+from lorakit.share.importing.data_sources import (
+    ImportedSource,
+    conversations,
+    read_place,
+    refuse_configuration,
+    write_sources,
+    write_training,
+)
+from lorakit.share.importing.paths import is_local, local_path, remote_reason
+from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys_with
+
+_PARTIAL = "Import with --partial, and write the source's format into the recipe."
+_AS_ALPACA = "Import with --partial to write these rows through the base's chat template (format: alpaca)."
+_RAW = "Axolotl writes this prompt as plain text, and lorakit writes rows through the base's chat template"
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+
+_PLAIN_PROMPTS: dict[str, tuple[str, dict[str, str]]] = {
+    **dict.fromkeys(
+        ("alpaca", "alpaca_chat.load", "alpaca_instruct", "alpaca_instruct.load", "gpteacher", "alpaca_w_system"),
+        ("alpaca", {}),
+    ),
+    **dict.fromkeys(
+        ("alpaca_chat.load_qa", "alpaca_instruct.load_qa", "context_qa", "alpaca_chat.load_camel_ai"),
+        ("question-answer", {}),
+    ),
+    "alpaca_w_system.load_open_orca": (
+        "prompt-completion",
+        {"prompt": "question", "completion": "response", "system": "system_prompt"},
+    ),
+    "jeopardy": ("question-answer", {}),
+}
+"""Types whose prompts are plain text -> the format that holds the same rows."""
+
+
+def import_datasets(c: Conversion) -> None:
+    """`datasets` -> `data.train`, `test_datasets` -> `data.eval`, and what is trained of their rows."""
+    trained = _read_list(c, "datasets")
+    eval_sources = _read_list(c, "test_datasets") if c.has("test_datasets") else []
+    write_sources(c, "data.train", trained, ["datasets"], "datasets")
+    write_sources(c, "data.eval", eval_sources, ["test_datasets"], "test_datasets")
+    if not c.has("datasets"):
+        c.refuse("datasets", "Axolotl needs it", "Write the rows to train on.")
+    keys = [key for key in ("train_on_inputs",) if c.has(key)]
+    write_training(c, [*trained, *eval_sources], keys)
+    if trained and all(source.is_text for source in trained):
+        c.ignore("train_on_inputs", "every token of a document is trained")
+    if any(source.is_text for source in trained) and c.settled.get("data.overlong") == "drop":
+        c.map("data.overlong", "split", note="a completion's document is cut into examples of sequence_len")
+    _top_level_template(c)
+
+
+def _read_list(c: Conversion, name: str) -> list[ImportedSource]:
+    entries = c.value(name, [])
+    entries = entries if isinstance(entries, list) else [entries]
+    sources: list[ImportedSource] = []
+    for index, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            sources += _read_entry(c, f"{name}[{index}]", entry)
+        else:
+            c.refuse(f"{name}", "an entry is not a mapping with path and type", "Write - path: ..., type: ...")
+    return sources
+
+
+def _read_entry(c: Conversion, at: str, entry: dict[str, Any]) -> list[ImportedSource]:
+    split = str(entry.get("split") or "train")
+    sources = read_place(c, at, "path", "data_files", split)
+    if any(sign in split for sign in "[%+") and sources and not is_local(c, sources[0].path):
+        c.refuse(f"{at}.split", "a part of a split cannot be named", "Write the split, and `take` in the recipe.")
+    elif c.has(f"{at}.split"):
+        here = sources and is_local(c, sources[0].path)
+        c.account(
+            f"{at}.split",
+            "without effect" if here else "mapped",
+            reason="a file has one split" if here else "",
+            to="" if here else f"split: {split}",
+        )
+    if c.has(f"{at}.name"):
+        refuse_configuration(c, f"{at}.name")
+    c.ignore(f"{at}.ds_type", "the file's name tells its kind")
+    if str(entry.get("ds_type")) == "text":
+        c.refuse(f"{at}.ds_type", "Axolotl makes a row of each line, and lorakit of each document", "Write JSON Lines.")
+    if entry.get("revision"):
+        for source in sources:
+            source.facts["revision"] = str(entry["revision"])
+        c.account(f"{at}.revision", "mapped", to="revision")
+    kind = _read_type(c, at, entry)
+    for source in sources:
+        source.format, source.columns, source.trains, source.is_text = kind
+    return sources
+
+
+def _read_type(c: Conversion, at: str, entry: dict[str, Any]) -> tuple[Any, dict[str, str], str, bool]:
+    kind, everything = entry.get("type"), "all" if c.flag("train_on_inputs") else "assistant"
+    key = f"{at}.type"
+    if isinstance(kind, dict):
+        return _own_prompt(c, key, kind, everything)
+    word = str(kind or "").removesuffix(".default")
+    if word in ("chat_template", "chat_template.argilla"):
+        return _chat(c, at, entry, everything)
+    if word.startswith("sharegpt"):
+        return _old_sharegpt(c, at, entry, everything)
+    if word.partition(":")[0] in ("completion", "pretrain"):
+        column = str(entry.get("field") or word.partition(":")[2] or "text")
+        c.account(key, "mapped", to="format: text")
+        if c.has(f"{at}.field"):
+            c.account(f"{at}.field", "mapped", to=f"columns: {{text: {column}}}")
+        return "text", {"text": column} if column != "text" else {}, "all", True
+    base, columns = _PLAIN_PROMPTS.get(word.partition(":")[0], ("", {}))
+    if base:
+        c.refuse(key, f"{_RAW} ({word})", _AS_ALPACA)
+        return base, columns, everything, False
+    if kind is None and not entry.get("field_messages"):
+        c.ignore(f"{at}.field", "the rows have token ids already")
+        c.note(f"{at} has no type: its rows must have token ids (input_ids, labels) of this base.")
+        return "tokens", {}, everything, False
+    c.refuse(key, f"lorakit has no format for the rows or the prompt of {word or 'this entry'}", _PARTIAL)
+    return None, {}, everything, False
+
+
+def _chat(c: Conversion, at: str, entry: dict[str, Any], everything: str) -> tuple[Any, dict[str, str], str, bool]:
+    mappings = entry.get("message_property_mappings") or {}
+    mappings = mappings if isinstance(mappings, dict) else {}
+    role = str(mappings.get("role") or entry.get("message_field_role") or "role")
+    content = str(mappings.get("content") or entry.get("message_field_content") or "content")
+    column = str(entry.get("field_messages") or "messages")
+    result = conversations(role, content, column, _roles(c, at, entry))
+    inner = [f"{at}.message_property_mappings.{name}" for name in mappings]
+    keys = [f"{at}.{key}" for key in ("type", "field_messages", "message_field_role", "message_field_content", "roles")]
+    if isinstance(result, str):
+        c.refuse([*inner, *keys[2:4]] or keys, result, "Rename them in the rows.")
+        return "messages", {}, everything, False
+    form, columns = result
+    name = form if isinstance(form, str) else next(iter(form))
+    for key in [*keys, *inner]:
+        if c.has(key):
+            c.account(key, "mapped", to=f"format: {name}")
+    for key in (f"{at}.message_property_mappings.{name}" for name in mappings if name not in ("role", "content")):
+        ours = key.rpartition(".")[2]
+        if str(mappings[ours]) == ours or ours in ("reasoning_content", "thinking"):
+            c.ignore(key, "the format reads it under its own names")
+    for ours, field in (("system", "field_system"), ("tools", "field_tools")):
+        theirs = str(entry.get(field) or ours)
+        if theirs != ours:
+            columns = {**columns, ours: theirs}
+        if entry.get(field):
+            c.account(f"{at}.{field}", "same" if theirs == ours else "mapped", to=f"columns: {{{ours}: {theirs}}}")
+    trains = _trained_roles(c, at, entry, everything)
+    _source_template(c, at, entry)
+    return form, columns, trains, False
+
+
+def _roles(c: Conversion, at: str, entry: dict[str, Any]) -> dict[str, str]:
+    roles = entry.get("roles")
+    if not isinstance(roles, dict):
+        return {}
+    return {
+        str(word): str(target)
+        for target, words in roles.items()
+        for word in (words if isinstance(words, list) else [words])
+    }
+
+
+def _trained_roles(c: Conversion, at: str, entry: dict[str, Any], everything: str) -> str:
+    key, roles = f"{at}.roles_to_train", entry.get("roles_to_train")
+    words = {_ROLES.get(str(role), str(role)) for role in roles} if isinstance(roles, list) else {"assistant"}
+    end = str(entry.get("train_on_eos") or "turn")
+    if end == "turn":
+        c.ignore(f"{at}.train_on_eos", "the token that ends a trained turn is always trained")
+    elif isinstance(roles, list):
+        c.refuse(f"{at}.train_on_eos", f"lorakit trains the end of each trained turn, not {end}", "Write turn.")
+    else:
+        c.refuse(f"{at}.train_on_eos", f"lorakit trains the end of each trained turn, not {end}", "Write turn.")
+    training_field = str(entry.get("message_field_training") or "train")
+    if training_field in ("train", "weight"):
+        c.ignore(f"{at}.message_field_training", "lorakit reads `train` and `weight` of a message")
+    else:
+        c.refuse(f"{at}.message_field_training", "lorakit reads it under the name `train`", "Rename it in the rows.")
+    if words == {"assistant"}:
+        if c.has(key):
+            c.account(key, "same" if everything != "all" else "without effect", to="data.train_on: assistant")
+        return everything
+    if isinstance(roles, list) and not roles and everything == "assistant":
+        c.account(key, "mapped", to="data.train_on: last", reason="without roles the last turn alone is trained")
+        return "last"
+    c.refuse(key, "lorakit trains the assistant's turns, the last one, or every token", "Write [assistant].")
+    return everything
+
+
+def _source_template(c: Conversion, at: str, entry: dict[str, Any]) -> None:
+    name, key = str(entry.get("chat_template") or ""), f"{at}.chat_template"
+    if c.has(f"{at}.chat_template_jinja"):
+        _jinja(c, f"{at}.chat_template_jinja")
+    if name and name == str(c.value("chat_template", "")):
+        c.account(key, "same", reason="as the whole config's")
+    elif name:
+        _named_template(c, key, name)
+
+
+def _top_level_template(c: Conversion) -> None:
+    if c.has("chat_template_jinja"):
+        _jinja(c, "chat_template_jinja")
+    if c.has("chat_template"):
+        _named_template(c, "chat_template", str(c.value("chat_template")))
+    if isinstance(c.value("chat_template_kwargs"), dict):
+        c.map("model.template_variables", dict(c.value("chat_template_kwargs")), "chat_template_kwargs")
+    if c.has("default_system_message"):
+        c.map("data.system", c.text("default_system_message"), "default_system_message")
+
+
+def _named_template(c: Conversion, key: str, name: str) -> None:
+    if name == "tokenizer_default":
+        c.account(key, "same", to="model.chat_template: null", reason="the tokenizer's own")
+    elif name.startswith("tokenizer_default_fallback_"):
+        reason = "the tokenizer's own; where it has none, lorakit says so instead of taking another"
+        c.account(key, "same", to="model.chat_template: null", reason=reason)
+    elif name == "jinja":
+        c.account(key, "mapped", to="model.chat_template", reason="chat_template_jinja says which")
+    else:
+        chat_template(c, key, name)
+
+
+def _jinja(c: Conversion, key: str) -> None:
+    text = str(c.value(key))
+    if "{" in text or "\n" in text or remote_reason(text):
+        c.refuse(key, "lorakit reads a chat template from a file", "Save it as a .jinja file, and write its path here.")
+    else:
+        c.map("model.chat_template", local_path(c, text, is_file=True), key)
+
+
+def _old_sharegpt(
+    c: Conversion, at: str, entry: dict[str, Any], everything: str
+) -> tuple[Any, dict[str, str], str, bool]:
+    column = str(entry.get("field_messages") or "conversations")
+    c.account(f"{at}.type", "mapped", to="format: sharegpt")
+    for key in ("field_human", "field_model"):
+        if c.has(f"{at}.{key}"):
+            c.account(f"{at}.{key}", "mapped", to="format: sharegpt")
+    if c.has(f"{at}.conversation"):
+        name = str(entry["conversation"])
+        if name != str(c.value("chat_template", "")):
+            chat_template(c, f"{at}.conversation", {"llama-3": "llama3"}.get(name, name))
+        else:
+            c.account(f"{at}.conversation", "same", reason="as the whole config's chat_template")
+    elif not c.has("chat_template"):
+        reason = "without `conversation` and `chat_template` Axolotl writes these rows in Vicuna's form"
+        c.refuse(f"{at}.type", reason, "Write type: chat_template, or import with --partial.")
+    return "sharegpt", {"conversations": column} if column != "conversations" else {}, everything, False
+
+
+def _own_prompt(
+    c: Conversion, key: str, kind: dict[str, Any], everything: str
+) -> tuple[Any, dict[str, str], str, bool]:
+    c.refuse([f"{key}.{name}" for name in kind], f"{_RAW} (a type of one's own)", _AS_ALPACA)
+    fields = (("instruction", "field_instruction"), ("input", "field_input"), ("output", "field_output"))
+    columns = {ours: str(kind[theirs]) for ours, theirs in (*fields, ("system", "field_system")) if kind.get(theirs)}
+    return "alpaca", {ours: theirs for ours, theirs in columns.items() if ours != theirs}, everything, False
+
+
+_ENTRY_READ = """path data_files split name type ds_type revision field field_messages field_tools field_system
+    message_field_role message_field_content message_property_mappings roles roles_to_train train_on_eos
+    message_field_training chat_template chat_template_jinja conversation field_human field_model"""
+_ENTRY_HARMLESS = (
+    "preprocess_shards field_thinking template_thinking_key chat_template_kwargs.tokenize load_in_parallel"
+)
+_ENTRY_OFF = """shards shards_idx input_transform input_format message_field_training_detail split_thinking
+    drop_system_message logprobs_field temperature trust_remote_code chat_template_kwargs eot_tokens train_on_eot
+    overlap_len=0 step_separator max_completion_length train_on_last_step_only field_chosen field_rejected skip=0
+    field_prompt field_completion field_label text_column weight=1 merge_weight"""
+
+DATASET_KEYS: dict[str, Any] = {
+    "datasets": ByFunction("it is read as a list of sources"),
+    "test_datasets": ByFunction("it is read as a list of sources"),
+    "chat_template": ByFunction("no row goes through a chat template"),
+    "chat_template_jinja": ByFunction("no row goes through a chat template"),
+    "default_system_message": ByFunction("no row has a system prompt"),
+    "train_on_inputs": ByFunction("the rows say what is trained"),
+    **{
+        f"{name}[].{key}": record
+        for name in ("datasets", "test_datasets")
+        for key, record in {
+            **keys_with(ByFunction("rows of this type do not have it"), _ENTRY_READ),
+            **keys_with(Harmless("it does not change the rows"), _ENTRY_HARMLESS),
+            **keys_with(
+                OffOnly(
+                    "lorakit has nothing for it, and it changes what is trained",
+                    "Change the rows, or import with --partial to train without it.",
+                ),
+                _ENTRY_OFF,
+            ),
+        }.items()
+    },
+}

@@ -1,0 +1,151 @@
+"""The base model of a config: its reference, family and quantization, and whether a template by name is its own."""
+
+import re
+from typing import Any
+
+from lorakit.plan.model_info import find_config
+from lorakit.share.importing.conversion import Conversion
+from lorakit.share.importing.paths import local_path, remote_reason
+
+# A part of a base's name -> its model_type in transformers, where the table of well-known models does not have it.
+_FAMILIES = (
+    (r"qwen-?2(\.5)?(?!.*vl)|qwq", "qwen2"),
+    (r"qwen-?3(?!.*(vl|moe|-a\d+b))", "qwen3"),
+    (r"llama-?4", "llama4"),
+    (r"mixtral", "mixtral"),
+    (r"mistral(?!.*small-3|.*3\.[12])|zephyr-7b|openhermes-2", "mistral"),
+    (r"(code)?llama|smollm-|smollm2|vicuna|yi-\d|deepseek-llm|deepseek-coder-[16]|solar-10", "llama"),
+    (r"gemma-?2\b", "gemma2"),
+    (r"gemma-3-(1b|270m)", "gemma3_text"),
+    (r"gemma-\d+b|codegemma", "gemma"),
+    (r"phi-?[12]\b|phi-1_5", "phi"),
+    (r"pythia|gpt-neox", "gpt_neox"),
+    (r"\bopt-", "opt"),
+    (r"gpt2", "gpt2"),
+    (r"falcon-\d", "falcon"),
+)
+_PEFT_QV = ["q_proj", "v_proj"]
+PEFT_TARGETS: dict[str, list[str]] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "opt"), _PEFT_QV
+    ),
+    "phi": ["q_proj", "v_proj", "fc1", "fc2"],
+    "gpt_neox": ["query_key_value"],
+    "falcon": ["query_key_value"],
+    "gpt2": ["c_attn"],
+}
+"""The modules that PEFT chooses for a model_type where a config names none (peft/utils/constants.py)."""
+
+OWN_TEMPLATES = {
+    "Axolotl": {
+        "llama3": r"meta-llama-3-\d+b-instruct",
+        "qwen_25": r"qwen2\.5-(?:coder-)?[\d.]+b-instruct",
+        "gemma": r"gemma-(?:1\.1-)?[27]b-it|gemma-2-\d+b-it",
+        "gemma3": r"gemma-3-\w+-it",
+        "phi_35": r"phi-3\.5-mini-instruct",
+    },
+    "LLaMA-Factory": {
+        "llama3": r"meta-llama-3-\d+b-instruct",
+        "qwen": r"qwen2\.5-(?:coder-)?[\d.]+b-instruct",
+        "gemma": r"gemma-(?:1\.1-)?[27]b-it",
+        "gemma2": r"gemma-2-\d+b-it",
+    },
+}
+"""A tool's template -> the bases whose own it is: the tool's text, compared with the base's tokenizer_config.json."""
+
+
+_SPECIAL_TOKENS = (
+    (
+        r"llama-?2|codellama|tinyllama|(?<!c)mistral|mixtral|vicuna|zephyr|solar|open_llama",
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    ),
+    (
+        r"llama-3(?:\.\d)?-[\w.]*b-instruct",
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+    ),
+    (r"llama-3(?:\.\d)?-[\d.]+b$", {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}),
+    (r"qwen(?:2|2\.5|3)?-[\w.-]*(?:instruct|chat)|qwen3-[\d.]+b$", {"eos_token": "<|im_end|>"}),
+    (r"qwen(?:2|2\.5)-[\d.]+b$", {"eos_token": "<|endoftext|>"}),
+    (r"gemma-", {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}),
+)
+"""A part of a base's name -> the special tokens of its tokenizer_config.json."""
+
+
+def own_special_tokens(c: Conversion) -> dict[str, str]:
+    """The special tokens that the base has by itself, where its name tells them."""
+    name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
+    return next((tokens for pattern, tokens in _SPECIAL_TOKENS if re.search(pattern, name)), {})
+
+
+def base_model(c: Conversion, key: str, revision: str = "") -> None:
+    """The base and its revision."""
+    text = c.text(key)
+    if not text:
+        c.refuse(key, f"{c.tool} needs a base model" if not c.has(key) else "it is empty", "Write the base model.")
+        return
+    if reason := remote_reason(text):
+        c.refuse(key, reason, "Write the hub id, or download it and write its folder.")
+        return
+    c.map("model.base", local_path(c, text), key)
+    if revision and c.has(revision):
+        c.map("model.revision", c.text(revision), revision)
+
+
+def model_type(c: Conversion) -> str | None:
+    """The base's model_type: by its config where that is here or well known, else by its name."""
+    reference = str(c.recipe.get("model.base", ""))
+    config = find_config(reference, "main")
+    if config and isinstance(config.get("model_type"), str):
+        return str(config["model_type"])
+    name = reference.lower().rpartition("/")[2]
+    return next((family for pattern, family in _FAMILIES if re.search(pattern, name)), None)
+
+
+def quantization(
+    c: Conversion, four: str, eight: str, kind: str = "nf4", double: tuple[bool, str] = (True, "")
+) -> None:
+    """4 or 8 bits of bitsandbytes; `kind` is nf4 or fp4, `double` whether constants are quantized too, and its key."""
+    in_four, in_eight = c.flag(four), c.flag(eight) if eight else False
+    if in_four and in_eight:
+        c.refuse([four, eight], "both are on", "Keep one of them.")
+    elif in_four:
+        c.map("model.quantization", {"nf4": "nf4", "fp4": "q4"}.get(kind, "nf4"), four)
+        c.map("model.double_quant", double[0], double[1])
+    else:
+        c.map("model.quantization", "q8" if in_eight else "none", [key for key in (four, eight) if key])
+    if not in_four:
+        c.ignore(double[1], "the base is not in 4 bits")
+
+
+def default_targets(c: Conversion, key: str) -> list[str] | None:
+    """The modules that PEFT chooses where none are written; refused where the base's family is not known."""
+    targets = PEFT_TARGETS.get(model_type(c) or "")
+    if targets is None:
+        reason = "PEFT chooses the modules by the model's family, and the base's name does not tell it"
+        c.refuse(key, reason, "Write the modules, or import with --partial for all-linear.")
+    return targets
+
+
+def chat_template(c: Conversion, key: str, name: str) -> bool:
+    """A chat template that the tool has under a name: whether it is the base's own, or one that lorakit has."""
+    base = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
+    pattern = OWN_TEMPLATES.get(c.tool, {}).get(name)
+    if pattern and re.fullmatch(pattern, base):
+        c.account(key, "same", to="model.chat_template: null", reason=f"{name} is the base's own chat template")
+        return True
+    reason = f"{name} is {c.tool}'s own template, which may write other text than the base's tokenizer"
+    remedy = "Save it as a .jinja file and write model.chat_template, or import with --partial for the base's own."
+    c.refuse(key, reason, remedy)
+    return False
+
+
+def lora_kind(c: Conversion, chosen: dict[str, tuple[Any, str]]) -> None:
+    """`adapter.kind` from switches: our word or mapping -> (whether it is on, its key)."""
+    on = [(kind, key) for kind, (is_on, key) in chosen.items() if is_on]
+    keys = [key for _, key in chosen.values() if key]
+    if len(on) > 1:
+        names = " and ".join(kind for kind, _ in on)
+        c.refuse([key for _, key in on], f"an adapter of lorakit is one of these, not {names}", "Keep one of them.")
+    elif on:
+        c.map("adapter.kind", on[0][0], on[0][1])
+    c.ignore([key for key in keys if key not in {key for _, key in on}], "it is off")

@@ -1,0 +1,150 @@
+"""TRL's `dataset_name` and `datasets` (ScriptArguments and DatasetMixtureConfig of trl/scripts/utils.py)."""
+
+from pathlib import Path
+
+from lorakit.recipe.data_files import data_suffix
+from lorakit.share.importing import training
+from lorakit.share.importing.conversion import Conversion
+from lorakit.share.importing.data_sources import (
+    ImportedSource,
+    read_place,
+    refuse_configuration,
+    write_sources,
+    write_training,
+)
+from lorakit.share.importing.paths import is_local, local_path, remote_reason
+from lorakit.share.importing.row_format import peek_format
+
+
+def import_datasets(c: Conversion) -> None:
+    """`dataset_name` or `datasets` -> `data.train` and `data.eval`, and what is trained of their rows."""
+    if c.has("datasets") and isinstance(c.value("datasets"), list):
+        sources = _mixture(c)
+        c.ignore("dataset_name", "datasets decides")
+    elif c.has("dataset_name"):
+        sources = _one_dataset(c)
+    else:
+        c.refuse("dataset_name", "TRL needs it", "Write the rows to train on.")
+        return
+    for source in sources:
+        _set_format(c, source)
+    write_sources(c, "data.train", sources, ["datasets" if c.has("datasets") else "dataset_name"], "dataset_name")
+    eval_sources = _eval(c, sources)
+    write_sources(c, "data.eval", eval_sources, ["dataset_test_split"], "dataset_test_split")
+    _trained(c, sources)
+
+
+def _one_dataset(c: Conversion) -> list[ImportedSource]:
+    name = str(c.value("dataset_name"))
+    if c.has("dataset_config"):
+        refuse_configuration(c, "dataset_config")
+    if reason := remote_reason(name):
+        c.refuse("dataset_name", reason, "Download its files, and write their path.")
+        return []
+    return _splits(c, name, str(c.value("dataset_train_split", "train")), "dataset_name", "dataset_train_split")
+
+
+def _splits(c: Conversion, name: str, split: str, key: str, split_key: str) -> list[ImportedSource]:
+    """The rows of a split: of a folder the files that the library datasets takes for it by their names."""
+    reference = local_path(c, name, bool(data_suffix(name)))
+    source = ImportedSource(reference)
+    c.account(key, "mapped", to="data.train")
+    if not is_local(c, reference):
+        source.facts["split"] = None if split == "train" else split
+        c.account(split_key, "same" if split == "train" else "mapped", to=f"split: {split}") if c.has(
+            split_key
+        ) else None
+        return [source]
+    c.ignore(split_key, "the file of that name is read")
+    if not Path(reference).is_dir():
+        return [source]
+    files = sorted(path for path in Path(reference).rglob("*") if path.is_file() and data_suffix(path.name))
+    chosen = [path for path in files if split in path.stem.lower().replace("-", "_").split("_")] or files[:1]
+    if not chosen or (len(files) > 1 and chosen == files[:1]):
+        c.refuse(key, f"no file of the folder is named after the split {split}", "Write the file's path.")
+        return []
+    return [ImportedSource(str(path)) for path in chosen]
+
+
+def _mixture(c: Conversion) -> list[ImportedSource]:
+    sources = []
+    for index in range(len(c.value("datasets"))):
+        at = f"datasets[{index}]"
+        if not isinstance(c.value(at), dict):
+            c.refuse("datasets", "an entry is not a mapping with path", "Write - path: ...")
+            continue
+        read = read_place(c, at, "path", "data_files", str(c.value(f"{at}.split", "train")))
+        c.account(f"{at}.split", "mapped", to="split") if c.has(f"{at}.split") else None
+        if c.has(f"{at}.name"):
+            refuse_configuration(c, f"{at}.name")
+        share = c.number(f"{at}.fraction")
+        if share and 0 < share < 1:
+            for source in read:
+                source.facts["take"] = float(share)
+            c.account(f"{at}.fraction", "mapped", to=f"take: {share:g}", reason="chosen by a hash of what rows say")
+        else:
+            c.ignore(f"{at}.fraction", "all rows")
+        c.ignore(f"{at}.columns", "the format reads its own columns")
+        sources += read
+    return sources
+
+
+def _set_format(c: Conversion, source: ImportedSource) -> None:
+    form = c.row_format or (peek_format(source.path) if is_local(c, source.path) else None)
+    if form is None and c.flag("assistant_only_loss"):
+        form = "messages"
+    if form is None and c.flag("completion_only_loss"):
+        form = "prompt-completion"
+    source.format = form
+    source.is_text = form == "text"
+    column = str(c.value("dataset_text_field", "text"))
+    if source.is_text and column != "text":
+        source.columns = {"text": column}
+        c.account("dataset_text_field", "mapped", to=f"columns: {{text: {column}}}")
+
+
+def _eval(c: Conversion, sources: list[ImportedSource]) -> list[ImportedSource]:
+    strategy = str(c.value("eval_strategy", c.value("evaluation_strategy", "no"))).lower()
+    keys = [key for key in ("eval_strategy", "evaluation_strategy", "eval_steps") if c.has(key)]
+    if strategy in ("no", "false", "none"):
+        c.ignore([*keys, "dataset_test_split", "test_split_size"], "nothing is evaluated: eval_strategy is no")
+        return []
+    training.interval(c, "train.eval_every", strategy, c.number("eval_steps"), keys, c.number("logging_steps", 10))
+    c.note(training.BEST_NOTE)
+    if c.has("datasets"):
+        training.held_out_share(c, "test_split_size")
+        return []
+    if sources and is_local(c, sources[0].path) and not Path(local_path(c, str(c.value("dataset_name")))).is_dir():
+        c.refuse(keys[:1], "a file has one split, and none to evaluate on", "Import with --partial, and write data.eval.")
+        return []
+    read = _splits(c, str(c.value("dataset_name")), str(c.value("dataset_test_split", "test")), "dataset_name", "")
+    for source in read:
+        _set_format(c, source)
+        if not is_local(c, source.path):
+            source.facts["split"] = str(c.value("dataset_test_split", "test"))
+    if c.has("dataset_test_split"):
+        c.account("dataset_test_split", "mapped", to="data.eval")
+    return read
+
+
+def _trained(c: Conversion, sources: list[ImportedSource]) -> None:
+    """What is trained: all tokens of messages by default, the completion of prompt and completion."""
+    keys = [key for key in ("assistant_only_loss", "completion_only_loss") if c.has(key)]
+    formats = {source.format for source in sources}
+    by_format = {"prompt-completion": "assistant", "messages": "all", "sharegpt": "all", "text": "all"}
+    if c.flag("assistant_only_loss"):
+        trains = {"assistant"}
+    elif c.has("completion_only_loss"):
+        trains = {"assistant" if c.flag("completion_only_loss") else "all"}
+    elif None in formats or "alpaca" in formats:
+        reason = (
+            "TRL trains every token of messages, and the completion alone of prompt and completion; which of them the "
+            "rows are is not known here"
+        )
+        c.refuse("dataset_name", reason, "Give --format messages, prompt-completion or text.")
+        trains = {"all"}
+    else:
+        trains = {by_format.get(str(form), "all") for form in formats}
+    for source in sources:
+        source.trains = next(iter(trains)) if len(trains) == 1 else by_format.get(str(source.format), "all")
+    write_training(c, sources, keys)
