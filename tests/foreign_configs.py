@@ -111,9 +111,7 @@ AXOLOTL_CASES = {
         {"train.eval_every": 50, "data.clean.duplicates": "fix", "train.sharding": "auto"},
     ),
     "packed": Case("sample_packing: true\npad_to_sequence_len: true\n", {}, ("sample_packing",)),
-    "prompts as plain text": Case(
-        "datasets:\n  - path: org/rows\n    type: alpaca\n", {}, ("datasets[0].type",)
-    ),
+    "prompts as plain text": Case("datasets:\n  - path: org/rows\n    type: alpaca\n", {}, ("datasets[0].type",)),
     "what has no counterpart": Case(
         "rl: dpo\nneftune_noise_alpha: 5\ntrust_remote_code: true\nlr_scheduler: rex\noptimizer: muon\n"
         "adam_beta2: 0.95\nchat_template: chatml\nval_set_size: 100\nplugins: [my.plugin]\ntokens: [<x>]\n"
@@ -180,7 +178,8 @@ LLAMA_FACTORY_CASES = {
     ),
     "qlora": Case(
         "quantization_bit: 4\nquantization_method: bnb\nbf16: true\nlora_rank: 16\nlora_target: q_proj,v_proj\n"
-        "per_device_train_batch_size: 1\ngradient_accumulation_steps: 8\nlr_scheduler_type: cosine\nwarmup_ratio: 0.1\n",
+        "per_device_train_batch_size: 1\ngradient_accumulation_steps: 8\n"
+        "lr_scheduler_type: cosine\nwarmup_ratio: 0.1\n",
         {
             "model.quantization": "nf4",
             "model.double_quant": True,
@@ -354,7 +353,8 @@ TRL_CASES = {
         },
     ),
     "a mixture": Case(
-        "dataset_name:\ndatasets:\n  - path: rows.jsonl\n  - path: json\n    data_files: [more.jsonl]\n    fraction: 0.5\n",
+        "dataset_name:\ndatasets:\n  - path: rows.jsonl\n  - path: json\n    data_files: [more.jsonl]\n"
+        "    fraction: 0.5\n",
         {"data.train.1.take": 0.5},
     ),
     "modules of the family": Case(

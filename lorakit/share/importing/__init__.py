@@ -95,10 +95,7 @@ def import_config(
     """
     kind = TOOLS[tool] if tool else recognise(config)
     count = devices or config.processes or 1
-    conversion = Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info=dataset_info)
-    kind.convert(conversion)
-    kind.settle_rest(conversion)
-    finish(conversion, kind.keys)
+    conversion = convert(kind, Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info))
     text, reason = recipe_text(conversion, output), ""
     if text is None:
         reason = "the base model or the rows to train on are not known"
@@ -106,6 +103,14 @@ def import_config(
         text, reason = None, f"lorakit's own rules refuse it: {' '.join(problems)}"
     keys, defaults, notes = conversion.accounts.values(), conversion.defaults, conversion.notes
     return ImportResult(kind.name, config.name, count, tuple(keys), tuple(defaults), tuple(notes), text, reason)
+
+
+def convert(kind: ForeignTool, conversion: Conversion) -> Conversion:
+    """The conversion with every key of its config read and accounted for."""
+    kind.convert(conversion)
+    kind.settle_rest(conversion)
+    finish(conversion, kind.keys)
+    return conversion
 
 
 def recognise(config: ForeignConfig) -> ForeignTool:

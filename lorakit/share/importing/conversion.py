@@ -39,14 +39,14 @@ class Conversion:
     devices: int
     rows_per_pack: int | None = None
     row_format: str | None = None
+    dataset_info: Path | None = None
+    data_folder: Path | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, list[str]] = field(default_factory=dict)
     accounts: dict[str, KeyAccount] = field(default_factory=dict)
     defaults: list[FilledDefault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    dataset_info: Path | None = None
-    data_folder: Path | None = None
 
     def value(self, key: str, default: Any = None) -> Any:
         """The value at a dotted key; `default` where it is not written or null."""
@@ -199,9 +199,7 @@ def _nearest_account(given: Mapping[str, KeyAccount], key: str) -> KeyAccount | 
 def _by_table(conversion: Conversion, table: KeyTable, key: str, value: Any) -> None:
     record = lookup(table, key)
     if record is None:
-        names = [name for name in table if "[]" not in name]
-        last = re.split(r"[.\[]", key)[0] if "." not in key else key
-        near = nearest(last, names) or nearest(key.rpartition(".")[2], names)
+        near = _nearest_key(table, key)
         remedy = f"Did you mean {near}?" if near else "Remove it, or check its spelling."
         conversion.account(key, "refused", reason=f"{conversion.tool} has no such key", remedy=remedy)
     elif isinstance(record, OffOnly):
@@ -211,6 +209,15 @@ def _by_table(conversion: Conversion, table: KeyTable, key: str, value: Any) -> 
             conversion.account(key, "refused", reason=record.reason, remedy=record.remedy)
     else:
         conversion.account(key, "without effect", reason=record.reason)
+
+
+def _nearest_key(table: KeyTable, key: str) -> str | None:
+    """The key of the table that is most like another one, or whose last word is."""
+    names = {re.sub(r"\[\d*\]", "", name): name for name in table}
+    last = {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = nearest(re.sub(r"\[\d*\]", "", key), names)
+    word = nearest(key.rpartition(".")[2], last)
+    return near or (last[word] if word else None)
 
 
 def lookup(table: KeyTable, key: str) -> Harmless | OffOnly | ByFunction | None:

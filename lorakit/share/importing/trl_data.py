@@ -115,7 +115,7 @@ def _eval(c: Conversion, sources: list[ImportedSource]) -> list[ImportedSource]:
         training.held_out_share(c, "test_split_size")
         return []
     if sources and is_local(c, sources[0].path) and not Path(local_path(c, str(c.value("dataset_name")))).is_dir():
-        c.refuse(keys[:1], "a file has one split, and none to evaluate on", "Import with --partial, and write data.eval.")
+        c.refuse(keys[:1], "a file has one split, and none to evaluate on", "Import with --partial, write data.eval.")
         return []
     read = _splits(c, str(c.value("dataset_name")), str(c.value("dataset_test_split", "test")), "dataset_name", "")
     for source in read:

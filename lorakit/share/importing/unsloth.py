@@ -138,7 +138,10 @@ KEYS: dict[str, Any] = {
         Harmless("tokens are not copied: lorakit takes them from the environment alone"),
         "logging.wandb_token logging.hf_token",
     ),
-    **keys_with(OffOnly("lorakit trains text alone", "Import a config for a text model."), "lora.vision_all_linear audio_type audio_input is_embedding"),
+    **keys_with(
+        OffOnly("lorakit trains text alone", "Import a config for a text model."),
+        "lora.vision_all_linear audio_type audio_input is_embedding",
+    ),
     **keys_with(
         Harmless("it is about models that see: a text model's modules are lora.target_modules"),
         """
