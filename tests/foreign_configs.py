@@ -111,7 +111,25 @@ AXOLOTL_CASES = {
         {"train.eval_every": 50, "data.clean.duplicates": "fix", "train.sharding": "auto"},
     ),
     "packed": Case("sample_packing: true\npad_to_sequence_len: true\n", {}, ("sample_packing",)),
-    "prompts as plain text": Case("datasets:\n  - path: org/rows\n    type: alpaca\n", {}, ("datasets[0].type",)),
+    "prompts as plain text": Case(
+        "base_model: Qwen/Qwen2.5-0.5B\ndatasets:\n  - path: org/rows\n    type: alpaca\nchat_template: chatml\n",
+        {"data.train.format.template.assistant": "{output}", "data.train_on": "assistant"},
+    ),
+    "plain text on a base of which nothing is known": Case(
+        "datasets:\n  - path: org/rows\n    type: alpaca\n", {}, ("datasets[0].type",)
+    ),
+    "a prompt of one's own": Case(
+        "base_model: mistralai/Mistral-7B-v0.1\ndatasets:\n  - path: org/rows\n    type:\n      system_prompt: ''\n"
+        "      field_instruction: question\n      field_output: answer\n      format: '[INST] {instruction} [/INST]'\n"
+        "      no_input_format: '[INST] {instruction} [/INST]'\n",
+        {"data.train.format.template.assistant": "{answer}"},
+    ),
+    "a prompt with a place that nothing fills": Case(
+        "base_model: mistralai/Mistral-7B-v0.1\ndatasets:\n  - path: org/rows\n    type:\n"
+        "      format: '[INST] {question} [/INST]'\n",
+        {},
+        ("datasets[0].type.format",),
+    ),
     "what has no counterpart": Case(
         "rl: dpo\nneftune_noise_alpha: 5\ntrust_remote_code: true\nlr_scheduler: rex\noptimizer: muon\n"
         "adam_beta2: 0.95\nchat_template: chatml\nval_set_size: 100\nplugins: [my.plugin]\ntokens: [<x>]\n"
@@ -154,6 +172,7 @@ DATASET_INFO = {
             "system_tag": "system",
         },
     },
+    "instructions": {"file_name": "more.jsonl"},
     "questions": {"file_name": "more.jsonl", "columns": {"prompt": "question", "response": "answer"}, "num_samples": 9},
     "pairs": {"file_name": "more.jsonl", "ranking": True, "columns": {"chosen": "a", "rejected": "b"}},
     "pictures": {"file_name": "more.jsonl", "columns": {"prompt": "p", "response": "r", "images": "i"}},
@@ -215,6 +234,7 @@ LLAMA_FACTORY_CASES = {
         "finetuning_type: full\ndeepspeed: examples/deepspeed/ds_z3_config.json\npure_bf16: true\n",
         {"adapter.kind": "none", "model.dtype": "bfloat16", "train.sharding": "auto"},
     ),
+    "instructions with inputs": Case("dataset: instructions\n", {"data.train.format.template.assistant": "{output}"}),
     "pissa": Case("pissa_init: true\npissa_iter: -1\n", {"adapter.kind.pissa.iterations": None}),
     "lora plus": Case(
         "loraplus_lr_ratio: 16.0\nuse_rslora: true\nadditional_target: embed_tokens,lm_head\nseed: 1\n",
@@ -283,7 +303,10 @@ UNSLOTH_CASES = {
     "loftq": Case("lora:\n  use_loftq: true\n", {"adapter.kind": "loftq", "model.quantization": "none"}),
     "sharegpt": Case("data:\n  dataset: org/rows\n  format_type: sharegpt\n", {"data.train.format": "sharegpt"}),
     "documents": Case("data:\n  dataset: org/rows\n  format_type: raw\n", {"data.train.format": "text"}),
-    "alpaca": Case("data:\n  dataset: org/rows\n  format_type: alpaca\n", {}, ("data.format_type",)),
+    "alpaca": Case(
+        "model: unsloth/Qwen2.5-0.5B\ndata:\n  dataset: org/rows\n  format_type: alpaca\n",
+        {"data.train.format.template.assistant": "{output}", "data.train_on": "all"},
+    ),
     "rows of any kind": Case("data:\n  dataset: org/rows\n  format_type: auto\n", {}, ("data.dataset",)),
     "of the studio": Case(
         "training:\n  optim: adamw_torch\n  lr_scheduler_type: cosine\n  gradient_checkpointing: unsloth\n"
@@ -351,6 +374,9 @@ TRL_CASES = {
             "train.eval_every": 10,
             "data.train_on": "assistant",
         },
+    ),
+    "a chat template in the config": Case(
+        "chat_template: '{% for m in messages %}{{ m.content + eos_token }}{% endfor %}'\n"
     ),
     "a mixture": Case(
         "dataset_name:\ndatasets:\n  - path: rows.jsonl\n  - path: json\n    data_files: [more.jsonl]\n"

@@ -45,7 +45,7 @@ def text_of(tool: str, name: str) -> str:
     common = yaml.safe_load(_COMMON[tool])
     again = (yaml.safe_load(case) or {}).keys()
     kept = {key: value for key, value in common.items() if key not in again}
-    return yaml.safe_dump(kept, sort_keys=False) + case
+    return (yaml.safe_dump(kept, sort_keys=False) if kept else "") + case
 
 
 def imported(folder: Path, text: str, tool: str | None = None, **options: Any) -> ImportResult:
@@ -57,7 +57,8 @@ def imported(folder: Path, text: str, tool: str | None = None, **options: Any) -
 def recipe_of(result: ImportResult, folder: Path) -> Any:
     assert result.text is not None, result.reason
     path = folder / "recipe.yaml"
-    path.write_text(result.text, encoding="utf-8")
+    for file, text in {**result.files, path: result.text}.items():
+        file.write_text(text, encoding="utf-8")
     return load(path).recipe.model_dump()
 
 

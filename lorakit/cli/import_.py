@@ -45,7 +45,7 @@ def import_(
         typer.Option("--rows-per-pack", metavar="N", min=1, help="How many rows fill a pack, where rows are packed."),
     ] = None,
     row_format: Annotated[
-        Literal["messages", "sharegpt", "prompt-completion", "text"] | None,
+        Literal["messages", "sharegpt", "prompt-completion", "alpaca", "text"] | None,
         typer.Option("--format", help="What the rows are, where a config of TRL or Unsloth does not say it."),
     ] = None,
     dataset_info: Annotated[
@@ -80,7 +80,11 @@ def import_(
     result = import_config(source, output, tool, devices, rows_per_pack, row_format, dataset_info)
     writes = result.text is not None and (partial or not result.refused)
     if writes:
-        write_atomic(output, result.text or "")
+        for file, text in result.files.items():
+            if file.exists() and not overwrite and file.read_text(encoding="utf-8") != text:
+                raise UserError(f"{file}: exists. Choose another --output, or replace it with --overwrite.")
+        for file, text in {**result.files, output: result.text or ""}.items():
+            write_atomic(file, text)
     if as_json:
         console.result_json(result.to_dict() | {"output": str(output) if writes else None, "partial": partial})
     else:

@@ -1,7 +1,7 @@
 """Another tool's config -> a recipe that does what the config does, with every key of it accounted for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ TOOLS: dict[str, ForeignTool] = {
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What became of a config: `keys` in its order, `text` the recipe, or None with the `reason` why there is none."""
+    """What became of a config: `keys` in its order, `text` the recipe, or None with the `reason` why there is none;
+    `files` are what the recipe names beside itself."""
 
     tool: str
     source: str
@@ -54,6 +55,7 @@ class ImportResult:
     notes: tuple[str, ...]
     text: str | None
     reason: str = ""
+    files: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def refused(self) -> tuple[KeyAccount, ...]:
@@ -73,6 +75,7 @@ class ImportResult:
             "notes": list(self.notes),
             "recipe": self.text,
             "reason": self.reason,
+            "files": {str(path): text for path, text in self.files.items()},
         }
 
 
@@ -95,14 +98,18 @@ def import_config(
     """
     kind = TOOLS[tool] if tool else recognise(config)
     count = devices or config.processes or 1
-    conversion = convert(kind, Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info))
+    conversion = convert(
+        kind, Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info, output=output)
+    )
     text, reason = recipe_text(conversion, output), ""
     if text is None:
         reason = "the base model or the rows to train on are not known"
     elif problems := check_text(text, output, conversion):
         text, reason = None, f"lorakit's own rules refuse it: {' '.join(problems)}"
     keys, defaults, notes = conversion.accounts.values(), conversion.defaults, conversion.notes
-    return ImportResult(kind.name, config.name, count, tuple(keys), tuple(defaults), tuple(notes), text, reason)
+    return ImportResult(
+        kind.name, config.name, count, tuple(keys), tuple(defaults), tuple(notes), text, reason, conversion.files
+    )
 
 
 def convert(kind: ForeignTool, conversion: Conversion) -> Conversion:

@@ -1,5 +1,6 @@
 """Axolotl's `datasets` and `test_datasets` (axolotl/utils/schemas/datasets.py and prompt_strategies/)."""
 
+from dataclasses import replace
 from typing import Any
 
 from lorakit.share.importing.base_model import chat_template
@@ -13,11 +14,18 @@ from lorakit.share.importing.data_sources import (
     write_training,
 )
 from lorakit.share.importing.paths import is_local, local_path, remote_reason
-from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys_with
+from lorakit.share.importing.prompts import (
+    ALPACA,
+    ALPACA_CHAT,
+    QUESTION_CHAT,
+    PlainPrompt,
+    template_format,
+    unknown_places,
+    write_plain_template,
+)
 
 _PARTIAL = "Import with --partial, and write the source's format into the recipe."
-_AS_ALPACA = "Import with --partial to write these rows through the base's chat template (format: alpaca)."
-_RAW = "Axolotl writes this prompt as plain text, and lorakit writes rows through the base's chat template"
+_RAW = "Axolotl writes this prompt as plain text of its own"
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -27,22 +35,17 @@ _ROLES = {
     "tool": "tool",
 }
 
-_PLAIN_PROMPTS: dict[str, tuple[str, dict[str, str]]] = {
-    **dict.fromkeys(
-        ("alpaca", "alpaca_chat.load", "alpaca_instruct", "alpaca_instruct.load", "gpteacher", "alpaca_w_system"),
-        ("alpaca", {}),
-    ),
-    **dict.fromkeys(
-        ("alpaca_chat.load_qa", "alpaca_instruct.load_qa", "context_qa", "alpaca_chat.load_camel_ai"),
-        ("question-answer", {}),
-    ),
-    "alpaca_w_system.load_open_orca": (
-        "prompt-completion",
-        {"prompt": "question", "completion": "response", "system": "system_prompt"},
-    ),
-    "jeopardy": ("question-answer", {}),
+RowKind = tuple[Any, dict[str, str], str, bool]
+"""A source's format, columns, what is trained of it, and whether its rows are documents."""
+
+_PLAIN_PROMPTS = {
+    **dict.fromkeys(("alpaca", "alpaca:instruct", "alpaca_instruct", "alpaca_instruct.load"), ALPACA),
+    **dict.fromkeys(("alpaca:chat", "alpaca_chat", "alpaca_chat.load"), ALPACA_CHAT),
+    "alpaca_chat.load_qa": QUESTION_CHAT,
+    "alpaca_instruct.load_qa": replace(ALPACA, columns=QUESTION_CHAT.columns),
+    "gpteacher": replace(ALPACA, columns={**ALPACA.columns, "output": "response"}),
 }
-"""Types whose prompts are plain text -> the format that holds the same rows."""
+"""Types whose prompts are plain text -> the prompt (axolotl/prompters.py)."""
 
 
 def import_datasets(c: Conversion) -> None:
@@ -59,7 +62,16 @@ def import_datasets(c: Conversion) -> None:
         c.ignore("train_on_inputs", "every token of a document is trained")
     if any(source.is_text for source in trained) and c.settled.get("data.overlong") == "drop":
         c.map("data.overlong", "split", note="a completion's document is cut into examples of sequence_len")
-    _top_level_template(c)
+    plain = [source for source in trained if isinstance(source.format, dict) and "template" in source.format]
+    if plain and len(plain) < len([source for source in trained if not source.is_text]):
+        reason = (
+            "some rows are prompts as plain text, others go through the chat template, and a recipe has one template"
+        )
+        c.refuse("datasets", reason, "Import them one at a time.")
+    if trained and all(source.is_text or source in plain for source in trained):
+        c.ignore("chat_template chat_template_jinja default_system_message", "no row goes through a chat template")
+    else:
+        _top_level_template(c)
 
 
 def _read_list(c: Conversion, name: str) -> list[ImportedSource]:
@@ -102,7 +114,7 @@ def _read_entry(c: Conversion, at: str, entry: dict[str, Any]) -> list[ImportedS
     return sources
 
 
-def _read_type(c: Conversion, at: str, entry: dict[str, Any]) -> tuple[Any, dict[str, str], str, bool]:
+def _read_type(c: Conversion, at: str, entry: dict[str, Any]) -> RowKind:
     kind, everything = entry.get("type"), "all" if c.flag("train_on_inputs") else "assistant"
     key = f"{at}.type"
     if isinstance(kind, dict):
@@ -118,10 +130,8 @@ def _read_type(c: Conversion, at: str, entry: dict[str, Any]) -> tuple[Any, dict
         if c.has(f"{at}.field"):
             c.account(f"{at}.field", "mapped", to=f"columns: {{text: {column}}}")
         return "text", {"text": column} if column != "text" else {}, "all", True
-    base, columns = _PLAIN_PROMPTS.get(word.partition(":")[0], ("", {}))
-    if base:
-        c.refuse(key, f"{_RAW} ({word})", _AS_ALPACA)
-        return base, columns, everything, False
+    if prompt := _PLAIN_PROMPTS.get(word):
+        return _plain(c, key, prompt, everything)
     if kind is None and not entry.get("field_messages"):
         c.ignore(f"{at}.field", "the rows have token ids already")
         c.note(f"{at} has no type: its rows must have token ids (input_ids, labels) of this base.")
@@ -130,7 +140,7 @@ def _read_type(c: Conversion, at: str, entry: dict[str, Any]) -> tuple[Any, dict
     return None, {}, everything, False
 
 
-def _chat(c: Conversion, at: str, entry: dict[str, Any], everything: str) -> tuple[Any, dict[str, str], str, bool]:
+def _chat(c: Conversion, at: str, entry: dict[str, Any], everything: str) -> RowKind:
     mappings = entry.get("message_property_mappings") or {}
     mappings = mappings if isinstance(mappings, dict) else {}
     role = str(mappings.get("role") or entry.get("message_field_role") or "role")
@@ -234,15 +244,15 @@ def _named_template(c: Conversion, key: str, name: str) -> None:
 
 def _jinja(c: Conversion, key: str) -> None:
     text = str(c.value(key))
-    if "{" in text or "\n" in text or remote_reason(text):
-        c.refuse(key, "lorakit reads a chat template from a file", "Save it as a .jinja file, and write its path here.")
+    if "{" in text or "\n" in text:
+        c.write_template(text, key)
+    elif reason := remote_reason(text):
+        c.refuse(key, reason, "Save the template as a .jinja file, and write its path.")
     else:
         c.map("model.chat_template", local_path(c, text, is_file=True), key)
 
 
-def _old_sharegpt(
-    c: Conversion, at: str, entry: dict[str, Any], everything: str
-) -> tuple[Any, dict[str, str], str, bool]:
+def _old_sharegpt(c: Conversion, at: str, entry: dict[str, Any], everything: str) -> RowKind:
     column = str(entry.get("field_messages") or "conversations")
     c.account(f"{at}.type", "mapped", to="format: sharegpt")
     for key in ("field_human", "field_model"):
@@ -260,46 +270,30 @@ def _old_sharegpt(
     return "sharegpt", {"conversations": column} if column != "conversations" else {}, everything, False
 
 
-def _own_prompt(
-    c: Conversion, key: str, kind: dict[str, Any], everything: str
-) -> tuple[Any, dict[str, str], str, bool]:
-    c.refuse([f"{key}.{name}" for name in kind], f"{_RAW} (a type of one's own)", _AS_ALPACA)
-    fields = (("instruction", "field_instruction"), ("input", "field_input"), ("output", "field_output"))
-    columns = {ours: str(kind[theirs]) for ours, theirs in (*fields, ("system", "field_system")) if kind.get(theirs)}
-    return "alpaca", {ours: theirs for ours, theirs in columns.items() if ours != theirs}, everything, False
+def _plain(c: Conversion, key: str, prompt: PlainPrompt, everything: str) -> RowKind:
+    """A prompt of plain text: the format `template`, and a chat template that adds nothing to it."""
+    if c.files or write_plain_template(c, key):
+        c.account(key, "mapped", to="format: template; model.chat_template", reason=_RAW)
+    return template_format(prompt), {}, everything, False
 
 
-_ENTRY_READ = """path data_files split name type ds_type revision field field_messages field_tools field_system
-    message_field_role message_field_content message_property_mappings roles roles_to_train train_on_eos
-    message_field_training chat_template chat_template_jinja conversation field_human field_model"""
-_ENTRY_HARMLESS = (
-    "preprocess_shards field_thinking template_thinking_key chat_template_kwargs.tokenize load_in_parallel"
-)
-_ENTRY_OFF = """shards shards_idx input_transform input_format message_field_training_detail split_thinking
-    drop_system_message logprobs_field temperature trust_remote_code chat_template_kwargs eot_tokens train_on_eot
-    overlap_len=0 step_separator max_completion_length train_on_last_step_only field_chosen field_rejected skip=0
-    field_prompt field_completion field_label text_column weight=1 merge_weight"""
-
-DATASET_KEYS: dict[str, Any] = {
-    "datasets": ByFunction("it is read as a list of sources"),
-    "test_datasets": ByFunction("it is read as a list of sources"),
-    "chat_template": ByFunction("no row goes through a chat template"),
-    "chat_template_jinja": ByFunction("no row goes through a chat template"),
-    "default_system_message": ByFunction("no row has a system prompt"),
-    "train_on_inputs": ByFunction("the rows say what is trained"),
-    **{
-        f"{name}[].{key}": record
-        for name in ("datasets", "test_datasets")
-        for key, record in {
-            **keys_with(ByFunction("rows of this type do not have it"), _ENTRY_READ),
-            **keys_with(Harmless("it does not change the rows"), _ENTRY_HARMLESS),
-            **keys_with(
-                OffOnly(
-                    "lorakit has nothing for it, and it changes what is trained",
-                    "Change the rows, or import with --partial to train without it.",
-                ),
-                _ENTRY_OFF,
-            ),
-        }.items()
-    },
-}
+def _own_prompt(c: Conversion, key: str, kind: dict[str, Any], everything: str) -> RowKind:
+    """A type of one's own (user_defined.py): its fields and formats, with Axolotl's defaults."""
+    fields = {ours: str(kind.get(f"field_{ours}") or ours) for ours in ("instruction", "input", "output", "system")}
+    formats = {"format": "{instruction} {input} ", "no_input_format": "{instruction} ", "system_format": "{system}"}
+    texts = {name: str(kind.get(name) or default) for name, default in formats.items()}
+    for name, text in texts.items():
+        known = {"format": ("instruction", "input"), "no_input_format": ("instruction",), "system_format": ("system",)}
+        if unknown := unknown_places(text, dict.fromkeys(known[name], "")):
+            c.refuse(f"{key}.{name}", f"{{{unknown[0]}}} is no place that is filled there", "Correct the format.")
+            return None, {}, everything, False
+    system = str(kind.get("system_prompt") or "")
+    otherwise = (
+        texts["system_format"].replace("{system}", system.replace("{", "{{").replace("}", "}}")) if system else ""
+    )
+    prompt = PlainPrompt(texts["format"], texts["no_input_format"], texts["system_format"], otherwise, fields)
+    form = _plain(c, f"{key}.{next(iter(kind), '')}", prompt, everything)
+    for name in kind:
+        if kind[name] is not None and name in (*(f"field_{ours}" for ours in fields), *formats, "system_prompt"):
+            c.account(f"{key}.{name}", "mapped", to="format: template")
+    return form

@@ -4,7 +4,6 @@ function of axolotl.py reads it."""
 from typing import Any
 
 from lorakit.share.importing import training
-from lorakit.share.importing.axolotl_data import DATASET_KEYS
 from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys_with
 
 _PARTIAL = "Remove it, or import with --partial to train without it."
@@ -165,6 +164,41 @@ _REFUSED = (
         "plugins",
     ),
 )
+_ENTRY_READ = """path data_files split name type ds_type revision field field_messages field_tools field_system
+    message_field_role message_field_content message_property_mappings roles roles_to_train train_on_eos
+    message_field_training chat_template chat_template_jinja conversation field_human field_model"""
+_ENTRY_HARMLESS = (
+    "preprocess_shards field_thinking template_thinking_key chat_template_kwargs.tokenize load_in_parallel"
+)
+_ENTRY_OFF = """shards shards_idx input_transform input_format message_field_training_detail split_thinking
+    drop_system_message logprobs_field temperature trust_remote_code chat_template_kwargs eot_tokens train_on_eot
+    overlap_len=0 step_separator max_completion_length train_on_last_step_only field_chosen field_rejected skip=0
+    field_prompt field_completion field_label text_column weight=1 merge_weight"""
+
+DATASET_KEYS: dict[str, Any] = {
+    "datasets": ByFunction("it is read as a list of sources"),
+    "test_datasets": ByFunction("it is read as a list of sources"),
+    "chat_template": ByFunction("no row goes through a chat template"),
+    "chat_template_jinja": ByFunction("no row goes through a chat template"),
+    "default_system_message": ByFunction("no row has a system prompt"),
+    "train_on_inputs": ByFunction("the rows say what is trained"),
+    **{
+        f"{name}[].{key}": record
+        for name in ("datasets", "test_datasets")
+        for key, record in {
+            **keys_with(ByFunction("rows of this type do not have it"), _ENTRY_READ),
+            **keys_with(Harmless("it does not change the rows"), _ENTRY_HARMLESS),
+            **keys_with(
+                OffOnly(
+                    "lorakit has nothing for it, and it changes what is trained",
+                    "Change the rows, or import with --partial to train without it.",
+                ),
+                _ENTRY_OFF,
+            ),
+        }.items()
+    },
+}
+
 KEYS: dict[str, Any] = {
     **{key: value for reason, keys in _HARMLESS.items() for key, value in keys_with(Harmless(reason), keys).items()},
     **{

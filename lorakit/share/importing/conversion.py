@@ -31,7 +31,8 @@ class Conversion:
     """`recipe` maps our dotted keys to values, `origins` to the keys of the config (none: a default of the tool);
     `settled` has the values that are ours anyway, too.
 
-    `dataset_info`: LLaMA-Factory's list of data sets, where the command names it; `data_folder`: where it lies.
+    `output`: where the recipe will be; `files`: what has to lie beside it. `dataset_info`: LLaMA-Factory's list of data
+    sets, where the command names it; `data_folder`: where it lies.
     """
 
     tool: str
@@ -41,6 +42,8 @@ class Conversion:
     row_format: str | None = None
     dataset_info: Path | None = None
     data_folder: Path | None = None
+    output: Path = Path("recipe.yaml")
+    files: dict[Path, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, list[str]] = field(default_factory=dict)
@@ -118,6 +121,13 @@ class Conversion:
         if not present:
             default = f"{self.tool}'s default" + (f" of {names[0]}" if names else "")
             self.defaults.append(FilledDefault(ours, shown(ours, value), f"{default}{'; ' + note if note else ''}"))
+
+    def write_template(self, text: str, key: str) -> None:
+        """A chat template as a file beside the recipe, which `model.chat_template` names."""
+        file = self.output.absolute().with_suffix(".jinja")
+        self.files[file] = text
+        self.recipe["model.chat_template"], self.origins["model.chat_template"] = str(file), [key]
+        self.account(key, "mapped", to=f"model.chat_template: {file.name}")
 
     def ignore(self, keys: str | Sequence[str], reason: str) -> None:
         """Account for keys that change nothing here."""

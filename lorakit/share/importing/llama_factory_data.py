@@ -1,6 +1,7 @@
 """LLaMA-Factory's dataset_info.json (src/llamafactory/data/parser.py and converter.py of its repository)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lorakit.recipe.problem import one_line, show_path
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import ImportedSource, conversations, write_sources
 from lorakit.share.importing.paths import find_local, local_path, remote_reason
+from lorakit.share.importing.prompts import JOINED, template_format
 
 FILE = "dataset_info.json"
 _MAX_BYTES = 10_000_000
@@ -176,9 +178,6 @@ def _format(c: Conversion, key: str, name: str, entry: dict[str, Any], source: I
     if formatting == "alpaca":
         # Where `columns` stands, what it lacks is no column, whatever the default.
         given = _ALPACA if columns is None else columns
-        if given.get("prompt") and given.get("query"):
-            reason = "LLaMA-Factory puts the query into the line below the prompt, lorakit an empty line between them"
-            c.refuse(key, f"{one_line(name)}: {reason}", "Import with --partial to train with the empty line.")
         return _alpaca(source, {one: theirs for one, theirs in given.items() if theirs})
     if formatting not in ("sharegpt", "openai"):
         c.refuse(key, f"{one_line(name)}: lorakit has no format for {formatting}", "Give alpaca or sharegpt rows.")
@@ -210,8 +209,9 @@ def _alpaca(source: ImportedSource, columns: dict[str, Any]) -> ImportedSource:
     prompt, query = columns.get("prompt"), columns.get("query")
     answer = columns.get("response", "output")
     if prompt and query:
-        names = {"instruction": prompt, "input": query, "output": answer}
-        source.format = "alpaca"
+        names = {}
+        theirs = {"instruction": prompt, "input": query, "output": answer}
+        source.format = template_format(replace(JOINED, columns=theirs))
     else:
         names = {"prompt": prompt or query or "instruction", "completion": answer}
         source.format = "prompt-completion"

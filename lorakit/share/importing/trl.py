@@ -125,6 +125,8 @@ def _packing(c: Conversion, packs: bool) -> None:
 
 
 def _template(c: Conversion) -> None:
+    if isinstance(inline := c.value("chat_template"), str):  # of open-r1's and the alignment handbook's scripts
+        c.write_template(inline, "chat_template")
     key, text = "chat_template_path", c.value("chat_template_path")
     if text and str(text).endswith((".jinja", ".j2")) and not remote_reason(str(text)):
         c.map("model.chat_template", local_path(c, str(text), is_file=True), key)
@@ -183,5 +185,14 @@ KEYS: dict[str, Any] = {
         datasets[].fraction""",
     ),
     **keys_with(OffOnly("lorakit has nothing for it", "Write data_files."), "datasets[].data_dir"),
+    **keys_with(ByFunction("it is off"), "chat_template warmup_ratio"),
+    **keys_with(
+        Harmless("lorakit logs every step into log.jsonl and reports to no tracker"),
+        "wandb_entity wandb_project wandb_run_group wandb_log_unique_prompts log_completions",
+    ),
+    **keys_with(
+        OffOnly("it is read by other scripts than `trl sft`", "Write it as TRL reads it, or import with --partial."),
+        "dataset_mixture dataset_mixer dataset_splits dataset_configs system_prompt benchmarks callbacks",
+    ),
     **keys_with(ByFunction("the rows have no texts of their own"), "dataset_text_field"),
 }

@@ -7,6 +7,7 @@ from lorakit.share.importing.base_model import base_model, lora_kind
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import ImportedSource, write_sources, write_training
 from lorakit.share.importing.paths import is_local, local_path, remote_reason
+from lorakit.share.importing.prompts import UNSLOTH_ALPACA, template_format, write_plain_template
 from lorakit.share.importing.row_format import peek_format
 from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys_with
 
@@ -110,14 +111,18 @@ def _data(c: Conversion) -> None:
         source.trains = "assistant" if c.flag("training.train_on_completions") else "all"
     if word in _FORMATS:
         c.account("data.format_type", "mapped", to=f"format: {form or 'auto'}")
-    if any(source.format == "alpaca" for source in sources):
-        reason = (
-            "Unsloth writes Alpaca rows as plain text under its own headings, and lorakit through the chat template"
-        )
-        c.refuse("data.format_type", reason, "Import with --partial to write them through the chat template.")
+    if all(source.format == "alpaca" for source in sources):
+        write_plain_template(c, "data.format_type" if c.has("data.format_type") else key)
+        for source in sources:
+            source.format = template_format(UNSLOTH_ALPACA)
+    elif any(source.format == "alpaca" for source in sources):
+        reason = "Unsloth writes Alpaca rows as plain text, others through the chat template, and a recipe has one"
+        c.refuse("data.format_type", reason, "Import them one at a time.")
     elif any(source.format is None for source in sources):
         reason = "Unsloth looks at the rows, writes conversations through the chat template and others as plain text"
-        c.refuse(key, f"{reason}; which these are is not known here", "Give --format messages, sharegpt or text.")
+        c.refuse(
+            key, f"{reason}; which these are is not known here", "Give --format messages, sharegpt, alpaca or text."
+        )
     c.account(key, "mapped", to="data.train")
     write_sources(c, "data.train", sources, [key], key)
     write_training(c, sources, ["training.train_on_completions"])

@@ -1,0 +1,146 @@
+"""Prompts that a tool writes as plain text, around columns of its own: as settings of the format `template`, and the
+chat template that puts such a prompt and its answer together as the tool does."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from lorakit.share.importing.conversion import Conversion
+from lorakit.share.importing.paths import is_local
+
+_MARKS = re.compile(r"\{[{%#]|[}%#]\}|\{$|^\}")  # where Jinja begins and ends
+_ASKED = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+_WITH_CONTEXT, _BARE = _ASKED.format(", paired with an input that provides further context"), _ASKED.format("")
+_INSTRUCTION = "### Instruction:\n{instruction}\n\n"
+
+
+@dataclass(frozen=True)
+class PlainPrompt:
+    """The text before an answer: {instruction} and {input} in it stand for columns, and there is one for rows with an
+    input and one for rows without. `system` comes before it, with {system} in it, where the row has a column for that;
+    `system_otherwise` where it has not. `columns`: instruction, input, output, system -> the rows' columns."""
+
+    with_input: str
+    without_input: str
+    system: str = ""
+    system_otherwise: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+_OF_ALPACA = {"instruction": "instruction", "input": "input", "output": "output"}
+_OF_QUESTIONS = {"instruction": "question", "output": "answer"}
+ALPACA = PlainPrompt(
+    f"{_WITH_CONTEXT}\n\n{_INSTRUCTION}### Input:\n{{input}}\n\n### Response:\n",
+    f"{_BARE}\n\n{_INSTRUCTION}### Response:\n",
+    columns=_OF_ALPACA,
+)
+ALPACA_CHAT = PlainPrompt(
+    f"SYSTEM: {_WITH_CONTEXT}\nUSER: {{instruction}}\n{{input}}\nASSISTANT:",
+    f"SYSTEM: {_BARE}\nUSER: {{instruction}}\nASSISTANT:",
+    columns=_OF_ALPACA,
+)
+QUESTION_CHAT = replace(ALPACA_CHAT, columns=_OF_QUESTIONS)
+UNSLOTH_ALPACA = replace(ALPACA, without_input=ALPACA.with_input.replace("{input}", ""))
+JOINED = PlainPrompt("{instruction}\n{input}", "{instruction}", columns=_OF_ALPACA)
+
+
+def template_format(prompt: PlainPrompt) -> dict[str, Any]:
+    """The settings of the format `template` that write this prompt and its answer."""
+    columns, answer = prompt.columns, _places("{output}", prompt.columns)
+    bare = prompt.without_input
+    if "input" not in columns and "system" not in columns:
+        return {"template": {"user": _places(prompt.system_otherwise + bare, columns), "assistant": answer}}
+    text = _jinja(bare, columns)
+    if "input" in columns and bare != prompt.with_input:
+        filled = _jinja(prompt.with_input, columns)
+        text = f"{{% if {_is_filled(columns['input'])} %}}{filled}{{% else %}}{text}{{% endif %}}"
+    if "system" in columns:
+        variable = _variable(columns["system"])
+        own = f"{{% if {variable} %}}{_jinja(prompt.system, columns)}{{% endif %}}"
+        other = f"{{% else %}}{_jinja(prompt.system_otherwise, columns)}" if prompt.system_otherwise else ""
+        text = f"{{% if {variable} is defined %}}{own}{other}{{% endif %}}{text}"
+    else:
+        text = _jinja(prompt.system_otherwise, columns) + text
+    return {"template": {"user": {"jinja_text": text}, "assistant": answer}}
+
+
+def unknown_places(text: str, columns: Mapping[str, str]) -> list[str]:
+    """What stands in braces in a text and is no column; the text itself where it cannot be read."""
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+    except ValueError:
+        return [text]
+    return [name for name in names if name not in columns]
+
+
+def _places(text: str, columns: Mapping[str, str]) -> str:
+    parts = []
+    for literal, name, _, _ in Formatter().parse(text):
+        parts.append(literal.replace("{", "{{").replace("}", "}}"))
+        parts.append(f"{{{columns[name]}}}" if name is not None else "")
+    return "".join(parts)
+
+
+def _jinja(text: str, columns: Mapping[str, str]) -> str:
+    pieces = list(Formatter().parse(text))
+    parts = []
+    for at, (literal, name, _, _) in enumerate(pieces):
+        # Jinja drops the line break after a block and the last one of a text, unless an expression writes it.
+        at_edge = (at == 0 and literal.startswith("\n")) or (at == len(pieces) - 1 and literal.endswith("\n"))
+        is_plain = not at_edge and not _MARKS.search(literal)
+        parts.append(literal if is_plain or not literal else f"{{{{ {json.dumps(literal, ensure_ascii=False)} }}}}")
+        parts.append(f"{{{{ {_variable(columns[name])} }}}}" if name is not None else "")
+    return "".join(parts)
+
+
+def _variable(column: str) -> str:
+    return column if column.isidentifier() and column != "row" else f"row[{json.dumps(column, ensure_ascii=False)}]"
+
+
+def _is_filled(column: str) -> str:
+    variable = _variable(column)
+    return f"{variable} is defined and {variable}"
+
+
+_WITH_BOS = (
+    r"llama-?[23]|codellama|tinyllama|open_?llama|mistral|mixtral|zephyr|vicuna|solar|gemma|deepseek-(?:llm|coder)"
+)
+_WITHOUT_BOS = r"qwen|smollm|pythia|gpt-neo|gpt2|gpt-j|phi-?[1-4]|falcon|starcoder|\byi-|stablelm|opt-iml|bloom"
+
+
+def begins_with_bos(c: Conversion) -> bool | None:
+    """Whether the base's tokenizer puts its beginning of sequence before a plain text; None where that is not known."""
+    reference = str(c.recipe.get("model.base", ""))
+    file = Path(reference) / "tokenizer.json"
+    if is_local(c, reference):
+        if not file.is_file():
+            return None
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        return len(tokenizer.encode("a").ids) > len(tokenizer.encode("a", add_special_tokens=False).ids)
+    name = reference.lower().rpartition("/")[2]
+    if re.search(_WITHOUT_BOS, name):
+        return False
+    return True if re.search(_WITH_BOS, name) else None
+
+
+def write_plain_template(c: Conversion, key: str) -> bool:
+    """A chat template that writes prompts and answers as they stand, with an end of sequence after each answer, as a
+    file beside the recipe; whether it could be written."""
+    bos = begins_with_bos(c)
+    if bos is None:
+        reason = "whether the tokenizer begins a text with a token of its own is not known from the base's name"
+        c.refuse(key, reason, "Download the base, and write its folder, or import with --partial.")
+        return False
+    turns = (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+        "{% elif message['role'] == 'user' %}{{ message['content'] }}{% endif %}{% endfor %}"
+    )
+    c.write_template(("{{ bos_token }}" if bos else "") + turns, key)
+    c.note("The prompt is plain text here as there: ask the trained model with the same text around the question.")
+    return True
