@@ -59,9 +59,9 @@ def test_axolotls_alpaca_rows_have_its_prompt_and_train_the_output_and_the_end(t
         )
         prompt += f" the request.\n\n### Instruction:\n{row['instruction']}\n\n"
         prompt += (f"### Input:\n{row['input']}\n\n" if row["input"] else "") + "### Response:\n"
-        asked_for, answer = tokenizer(prompt)["input_ids"], tokenizer(row["output"])["input_ids"]
+        question, answer = tokenizer(prompt)["input_ids"], tokenizer(row["output"])["input_ids"]
         answer = [*answer, tokenizer.eos_token_id]
-        assert (ids, labels) == ([*asked_for, *answer], [_IGNORED] * len(asked_for) + answer)
+        assert (ids, labels) == ([*question, *answer], [_IGNORED] * len(question) + answer)
 
 
 def test_llama_factorys_rows_train_the_answers_of_all_turns(tmp_path, tiny_base, tokenizer):

@@ -13,8 +13,8 @@ from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.paths import is_local
 
 _MARKS = re.compile(r"\{[{%#]|[}%#]\}|\{$|^\}")  # where Jinja begins and ends
-_ASKED = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
-_WITH_CONTEXT, _BARE = _ASKED.format(", paired with an input that provides further context"), _ASKED.format("")
+_TASK = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+_WITH_CONTEXT, _BARE = _TASK.format(", paired with an input that provides further context"), _TASK.format("")
 _INSTRUCTION = "### Instruction:\n{instruction}\n\n"
 
 
