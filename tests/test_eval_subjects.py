@@ -118,6 +118,9 @@ def test_a_base_that_cannot_be_had_is_replaced_by_the_runs_and_told(one, tmp_pat
     progress = Remembers()
     found = score(one.folder, copy, progress=progress)
     assert loss(found, "run") == loss(found, "copy")
+    assert not any("/nowhere/model" in line for line in progress.warned)  # base.json says that it is the run's
+    (copy / "base.json").unlink()
+    assert loss(score(one.folder, copy, progress=progress), "copy") == loss(found, "copy")
     assert any("/nowhere/model" in line and "the base of the run" in line for line in progress.warned)
     with pytest.raises(UserError, match="copy: /nowhere/model"):
         score(copy, file=write_rows(tmp_path / "rows.jsonl", rows_of(3)))
