@@ -91,6 +91,13 @@ def test_the_whole_batch_goes_at_once_where_it_fits():
     assert chosen(GPU, SMOL, train=Train(batch_size=4))["train.micro_batch"] == 4
 
 
+def test_a_processor_takes_no_more_tokens_at_once_than_it_gains_from():
+    _, found = resolve_auto(recipe(train=Train(batch_size=16)), replace(CPU, memory=64 * GIB), SMOL, 1000)
+    choice = next(choice for choice in found if choice.path == "train.micro_batch")
+    assert choice.value == 4 and "no speed from more than 4,096 tokens" in choice.reason
+    assert chosen(replace(CPU, memory=64 * GIB), SMOL, train=Train(batch_size=3))["train.micro_batch"] == 3
+
+
 def test_what_does_not_fit_at_all_is_said():
     _, found = resolve_auto(recipe(), Machine("cuda", "a small GPU", 4 * GIB, bfloat16=True), LLAMA_8B)
     choices = {choice.path: choice for choice in found}

@@ -124,7 +124,7 @@ def test_leaks_name_the_held_out_row():
     assert minhash.find_leaks(minhash.signatures(texts), minhash.signatures([]))[0].size == 0
 
 
-@pytest.mark.parametrize("alike", [0.7, 1.0])
+@pytest.mark.parametrize("alike", [pytest.param(0.7, marks=pytest.mark.slow), 1.0])
 def test_a_hundred_thousand_rows_of_one_template_take_seconds(alike):
     dice = np.random.default_rng(0)
     made = dice.integers(0, 65536, (100_000, minhash.SIZE), dtype=np.uint16)

@@ -82,6 +82,7 @@ def test_two_processes_score_the_held_out_rows_as_one_does(recipe_file, tmp_path
     assert [outcome.eval_loss for outcome in outcomes] == [pytest.approx(alone.eval_loss, abs=1e-5)] * 3
 
 
+@pytest.mark.slow
 def test_sources_with_weights_and_fewer_rows_than_processes(recipe_file, tmp_path):
     write_rows(tmp_path / "other.jsonl", rows_of(60)[45:])
     sources = [{"path": "train.jsonl", "weight": 2}, {"path": "other.jsonl", "weight": 0.5}]
@@ -103,7 +104,9 @@ def _stops(path, folder, step):
         return train_here(path, folder)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 1), *(pytest.param(*counts, marks=pytest.mark.slow) for counts in ((1, 2), (2, 3)))]
+)
 def test_a_run_goes_on_with_another_number_of_processes(before, after, recipe_file, tmp_path):
     """Stopped by a signal to one of its processes; checkpoint, order and optimizer do not know how many there are."""
     path, folder = recipe_file(train=STEPS), tmp_path / "run"

@@ -68,9 +68,20 @@ def assert_exact_or_refused(family, tokenizer, talk, train_on, tools=None):
     return True
 
 
+def thoughts_and_calls_are_exact_or_refused(kind, data, name, train_on):
+    family = FAMILIES[name]
+    talk = data.draw(talks(family.thinking, True))
+    assert_exact_or_refused(family, made(name, kind), talk, train_on, data.draw(st.sampled_from([TOOLS, None])))
+
+
+NAMES_OF_FAMILIES = st.sampled_from(sorted(FAMILIES))
+WITH_TOOLS = st.sampled_from([name for name in sorted(FAMILIES) if FAMILIES[name].tools])
+AS_EVER = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(sorted(FAMILIES)), talks(), TRAIN_ON)
+@settings(max_examples=25, **AS_EVER)
+@given(NAMES_OF_FAMILIES, talks(), TRAIN_ON)
 @example("harmony", chat("a", "final", "b", "<|channel|>final"), "assistant")
 @example("qwen 3", chat("a", "<", "b", "<think>"), "assistant")
 @example("chatml", chat("a", "lorakitmark", "b", "lorakitmarkk"), "assistant")
@@ -79,12 +90,26 @@ def test_the_mask_is_exact_or_the_row_refused(kind, name, talk, train_on):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data(), st.sampled_from([name for name in sorted(FAMILIES) if FAMILIES[name].tools]), TRAIN_ON)
+@settings(max_examples=15, **AS_EVER)
+@given(st.data(), WITH_TOOLS, TRAIN_ON)
 def test_the_mask_of_thoughts_and_calls_is_exact_or_the_row_refused(kind, data, name, train_on):
-    family = FAMILIES[name]
-    talk = data.draw(talks(family.thinking, True))
-    assert_exact_or_refused(family, made(name, kind), talk, train_on, data.draw(st.sampled_from([TOOLS, None])))
+    thoughts_and_calls_are_exact_or_refused(kind, data, name, train_on)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=300, **AS_EVER)
+@given(NAMES_OF_FAMILIES, talks(), TRAIN_ON)
+def test_the_mask_of_many_rows_is_exact_or_the_row_refused(kind, name, talk, train_on):
+    assert_exact_or_refused(FAMILIES[name], made(name, kind), talk, train_on)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=200, **AS_EVER)
+@given(st.data(), WITH_TOOLS, TRAIN_ON)
+def test_the_mask_of_many_thoughts_and_calls_is_exact_or_the_row_refused(kind, data, name, train_on):
+    thoughts_and_calls_are_exact_or_refused(kind, data, name, train_on)
 
 
 HEADERS = ["<|h|>ROLE<|/h|>\n", "<|h|>ROLE<|/h|>", "ROLE: ", "\n\n### ROLE:\n", "<ROLE>", "<|ROLE|>\n", ""]
@@ -147,14 +172,14 @@ def templates(draw, ordinary=False):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, **AS_EVER)
 @given(templates(), talks(), TRAIN_ON, st.sampled_from(TOKENIZERS))
 def test_the_mask_of_any_template_is_exact_or_the_row_refused(family, talk, train_on, kind):
     assert_exact_or_refused(family, family.tokenizer(kind), talk, train_on)
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, **AS_EVER)
 @given(templates(ordinary=True), st.sampled_from(["assistant", "last"]))
 def test_ordinary_rows_are_not_refused(family, train_on):
     assert assert_exact_or_refused(family, family.tokenizer(), chat("Hello", "Paris", "And", "Lyon"), train_on)

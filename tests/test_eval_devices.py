@@ -140,6 +140,7 @@ def _cached(folder, caches):
     return _counted(folder, {"cache": True})
 
 
+@pytest.mark.slow
 def test_rows_are_stored_in_rounds_while_others_are_computed(run, tmp_path):
     one = _figures(score(run))
     for figures, bars in run_on(2, _in_rounds, run, LORAKIT_CACHE=str(tmp_path)):
@@ -227,7 +228,7 @@ def _assert_same_figures(several, one):
     assert ours == expected
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_a_merge_is_written_once_and_its_proof_is_that_of_one_process(quantization, run, tmp_path, tiny_base):
     onto = "trained"
     if quantization != "none":
@@ -280,6 +281,7 @@ def _benchmarked(folder, tasks):
     return document["models"], document["comparisons"], sum(total for _, total in progress.bars)
 
 
+@pytest.mark.slow
 def test_a_benchmark_has_the_figures_of_one_process(run, task_folder):  # noqa: F811
     tasks = task_folder(rows=5, choice=CHOICE, texts=TEXTS, answers=ANSWERS)
     models, comparisons, requests = _benchmarked(run, tasks)

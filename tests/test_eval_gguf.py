@@ -201,6 +201,7 @@ def test_the_document_says_what_the_file_is(run, export, lorakit):
     assert len(facts["identity"]["gguf"][0]) == 64
 
 
+@pytest.mark.slow
 def test_models_without_keys_and_values_share_beginnings_too(tmp_path):
     """Mamba's state is copied whole, where a transformer's keys and values are shared."""
     from transformers import LlamaTokenizer, MambaConfig, MambaForCausalLM
@@ -253,6 +254,7 @@ def test_a_row_that_memory_cannot_hold_is_told(export):
         llama_cpp_forward.greedy_answers(model, [[20, 21]], [], 1 << 40, 0, "", Silent())
 
 
+@pytest.mark.slow
 def test_base_files_are_known_to_be_about_forgetting_only_where_they_are_of_the_run(run, export, tmp_path):
     alone = shutil.copy(export("f32"), tmp_path / "sent.gguf")  # without its export.json
     found = score_diagnosed(run, export("f32"), alone)

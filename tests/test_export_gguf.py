@@ -119,6 +119,7 @@ def test_a_wrong_target_is_named_before_anything_is_read(lorakit, tmp_path, word
     assert code == 2 and says in err
 
 
+@pytest.mark.slow
 def test_a_family_that_llama_cpp_lacks_is_named(lorakit, tmp_path):
     base = spm_base(tmp_path / "base")
     edit_json(base / "config.json", architectures=["UnknownForCausalLM"])

@@ -45,7 +45,8 @@ def left_in(folder: Path) -> list[str]:
     ("target", "shares"),
     [
         pytest.param("gguf:f16", [0.3], marks=pytest.mark.slow),  # in the conversion
-        ("gguf:q8_0", [0.3, 1.12]),  # in the conversion, and in the quantization that follows
+        # in the conversion, and in the quantization that follows
+        pytest.param("gguf:q8_0", [0.3, 1.12], marks=pytest.mark.slow),
         ("huggingface:merged", [0.0, 0.3, 1.0]),
     ],
 )

@@ -38,10 +38,10 @@ def of_kind(kind, quantization="none", train=None, **adapter):
 
 
 CASES = {
-    "dora nf4": of_kind("dora", "nf4"),
     "full": FULL,
 }
 SLOW = {
+    "dora nf4": of_kind("dora", "nf4"),
     "lora": of_kind("lora"),
     "rslora q4": of_kind("rslora", "q4"),
     "lora q8": of_kind("lora", "q8"),

@@ -1,9 +1,9 @@
 """Nothing that a model's folder brings is run, and no library asks at the terminal whether it should be."""
 
 import ast
+import io
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -79,17 +79,13 @@ def test_an_attention_of_transformers_own_is_no_code(folder):
     assert resolve_base(str(folder), "main", Silent()).folder == folder
 
 
-def test_a_yes_at_the_terminal_runs_nothing(recipe_file, folder, tmp_path):
+def test_a_yes_at_the_terminal_runs_nothing(recipe_file, folder, lorakit, monkeypatch):
     name_code(folder, "tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": "own.Own"}})
+    path = recipe_file(model={"base": str(folder)})
     for command in (["check"], ["train", "--dry-run"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "lorakit", *command, str(recipe_file(model={"base": str(folder)}))],
-            input="y\n" * 9,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 2 and "own.Own" in done.stderr and "[y/N]" not in done.stdout + done.stderr
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+        code, out, err = lorakit(*command, path)
+        assert code == 2 and "own.Own" in err and "[y/N]" not in out + err
     assert not (folder / "ran").exists()
 
 
