@@ -30,7 +30,7 @@ _HIDDEN_33B = 6656
 # What `auto` takes of `train.sharding`: DeepSpeed, an extra, only where it is asked for.
 _PREFERRED = ("none", "fsdp")
 _SHARES_BASE = ("fsdp", "zero-3")
-# Steps of 8 rows of 1,000 tokens took a processor as long at 4 rows at once as at 8, within its noise, at half the memory.
+# Steps of 8 rows of 1,000 tokens took a processor as long at 4 rows at once as at 8, at half the memory.
 _PROCESSOR_TOKENS = 4096
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
 _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
