@@ -182,7 +182,7 @@ def test_a_command_is_read_with_its_variables_and_its_config(folder):
         ("trl dpo --model_name_or_path x", "`trl dpo` is no supervised fine-tuning"),
         ("trl sft --model_name_or_path $BASE", "holds a variable of the shell"),
         ("trl sft 'x", "Close the quote"),
-        ("python train.py", "has no `trl sft` command"),
+        ("python train.py", "has no `trl sft` or"),
         ("trl sft model", "is no option"),
     ],
 )

@@ -267,10 +267,11 @@ def settle_rest(c: Conversion) -> None:
     plugins = c.value("plugins")
     if plugins and all(str(plugin) in _SPEED_PLUGINS.split() for plugin in _list(plugins)):
         c.ignore("plugins", "kernels for speed, or scores after training: the result is the same")
-    special = c.value("special_tokens")
     own = own_special_tokens(c)
-    for name, token in special.items() if isinstance(special, dict) else ():
-        if name == "pad_token":
-            c.ignore("special_tokens.pad_token", "padding is never trained on nor seen")
-        elif token is not None and own.get(name) == token:
-            c.account(f"special_tokens.{name}", "same", reason="it is the base's own")
+    for key in ("special_tokens", "tokens"):  # `tokens` was a mapping in earlier versions
+        special = c.value(key)
+        for name, token in special.items() if isinstance(special, dict) else ():
+            if name == "pad_token":
+                c.ignore(f"{key}.pad_token", "padding is never trained on nor seen")
+            elif token is not None and own.get(name) == token:
+                c.account(f"{key}.{name}", "same", reason="it is the base's own")

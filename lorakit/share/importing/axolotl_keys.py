@@ -44,7 +44,7 @@ _HARMLESS = {
     sdpa_varlen fused_attn_kernel experts_implementation ple_cpu_offload deepcompile torch_compile_options
     liger_kernel_impl use_scattermoe use_sonicmoe expert_backend moe_grouped_backend moe_dequant_chunk_size
     moe_bnb_fast tiled_mlp tiled_mlp_use_original_mlp tiled_mlp_num_shards gc_steps gc_collect_steps
-    torch_empty_cache_steps flex_attn_compile_kwargs embeddings_skip_upcast peft_autocast_adapter_dtype
+    torch_empty_cache_steps flex_attn_compile_kwargs attention embeddings_skip_upcast peft_autocast_adapter_dtype
     fp32_norms_class dynamic_checkpoint""",
     "lorakit batches rows by length and shuffles them by train.seed": "group_by_length shuffle_merged_datasets "
     "shuffle_before_merging_datasets",

@@ -185,12 +185,12 @@ def finish(conversion: Conversion, table: KeyTable) -> None:
             _by_table(conversion, table, key, value)
     missing = {key: account for key, account in given.items() if not _is_written(conversion, key)}
     conversion.accounts |= {key: account for key, account in missing.items() if account.verdict == "refused"}
-    for number, (key, value, line, later) in enumerate(conversion.config.replaced):
+    for key, value, line, later in conversion.config.replaced:
         where = f" in line {later}" if later else ""
         reason = f"it is written again{where}, and {conversion.tool} takes the last one"
-        name = key if number == 0 else f"{key} (line {line})"
-        earlier = KeyAccount(key, shown(key, value), "without effect", reason=reason, line=line or None)
-        conversion.accounts[f"{name} (earlier)"] = earlier
+        name = f"{key} (earlier, line {line})" if line else f"{key} (earlier)"
+        earlier = KeyAccount(name, shown(key, value), "without effect", reason=reason, line=line or None)
+        conversion.accounts[name] = earlier
 
 
 def _is_written(conversion: Conversion, key: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from lorakit.share.importing.conversion import Conversion
 
 _ADDRESS = re.compile(r"(?i)\b(?:https?|s3|gs|gcs|hf|abfs|az|oci|modelscope)://")
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # of common file systems
 _VARIABLE = re.compile(r"\$\{?\w|\{\{|<\w[^>]*>")
 
 
@@ -16,6 +17,8 @@ def remote_reason(text: str) -> str:
         return "it is an address, and a recipe names files, folders and hub ids"
     if _VARIABLE.search(text):
         return "it is a placeholder or holds a variable, and a recipe reads none"
+    if len(text) > _LONGEST_PATH or any(len(os.fsencode(name)) > _LONGEST_NAME for name in text.split("/")):
+        return "it is too long for a path"
     return "it has a NUL character" if "\0" in text else ""
 
 

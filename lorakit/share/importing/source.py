@@ -40,7 +40,7 @@ class ForeignConfig:
 
 
 def read_config(path: Path) -> ForeignConfig:
-    """Read a YAML or JSON file, or the `trl sft` command of a shell script.
+    """Read a YAML or JSON file, or the training command of a shell script.
 
     Raises:
         UserError: it cannot be read, or is no mapping.
@@ -147,7 +147,8 @@ def _parse_json(text: str, config: ForeignConfig) -> Any:
 
 
 def read_command(text: str, name: str, folder: Path) -> ForeignConfig:
-    """The options of a `trl sft` command (or of a launcher that starts TRL's sft.py), over those of its `--config`."""
+    """The options of a `trl sft` or `llamafactory-cli train` command (or of a launcher that starts TRL's sft.py), over
+    those of its config."""
     words, start = _find_command(_fill_in(text.replace("\\\n", " ")), name)
     config = ForeignConfig(name, {}, folder, processes=_processes(words[:start]))
     options = _options(words[start:], name)
@@ -172,7 +173,7 @@ def _fill_in(text: str) -> str:
 
 
 def _find_command(text: str, name: str) -> tuple[list[str], int]:
-    """The words of the first line that starts TRL's supervised fine-tuning, and where its options begin."""
+    """The words of the first line that starts a training, and where its options begin."""
     waiting, broken = "", ""
     for line in text.splitlines():
         waiting = f"{waiting}\n{line}" if waiting else line
@@ -187,8 +188,8 @@ def _find_command(text: str, name: str) -> tuple[list[str], int]:
             return words, start
     if waiting and re.search(r"\bsft\b", waiting):
         raise UserError(f"{name}: is no command that a shell could read: {broken}. Close the quote.")
-    example = "Give for example --trl-command 'trl sft ...'"
-    raise UserError(f"{name}: has no `trl sft` command and starts no sft.py. {example}.")
+    what = "has no `trl sft` or `llamafactory-cli train` command, and starts no sft.py"
+    raise UserError(f"{name}: {what}. Give for example --trl-command 'trl sft ...'.")
 
 
 def _script_start(words: list[str], name: str) -> int | None:
@@ -201,6 +202,8 @@ def _script_start(words: list[str], name: str) -> int | None:
             return at + 2
         if re.search(r"(^|/)sft[\w-]*\.py$|trl\.scripts\.sft$", word):
             return at + 1
+        if re.search(r"(^|/)llamafactory-cli$", word) and words[at + 1 : at + 2] == ["train"]:
+            return at + 2
     return None
 
 
@@ -214,6 +217,8 @@ def _processes(words: list[str]) -> int | None:
 def _options(words: list[str], name: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     key = ""
+    if words and words[0].endswith((".yaml", ".yml", ".json")):  # as llamafactory-cli takes it
+        options["config"], words = words[0], words[1:]
     for word in words:
         if word in (";", "&&", "||", "|", "&", ">", ">>", "2>&1"):
             break

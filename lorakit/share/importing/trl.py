@@ -147,7 +147,7 @@ KEYS: dict[str, Any] = {
         Harmless(
             "lorakit keeps prepared rows in its own cache, and reads them with the processes that the machine has"
         ),
-        "dataset_num_proc dataset_batch_size dataset_streaming streaming dataset_kwargs",
+        "dataset_num_proc preprocessing_num_workers dataset_batch_size dataset_streaming streaming dataset_kwargs",
     ),
     **keys_with(
         Harmless("memory and speed, not the result"),

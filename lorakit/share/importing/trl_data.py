@@ -117,6 +117,9 @@ def _eval(c: Conversion, sources: list[ImportedSource]) -> list[ImportedSource]:
     if sources and is_local(c, sources[0].path) and not Path(local_path(c, str(c.value("dataset_name")))).is_dir():
         c.refuse(keys[:1], "a file has one split, and none to evaluate on", "Import with --partial, write data.eval.")
         return []
+    if not sources:
+        c.ignore("dataset_test_split", "dataset_name is refused")
+        return []
     read = _splits(c, str(c.value("dataset_name")), str(c.value("dataset_test_split", "test")), "dataset_name", "")
     for source in read:
         _set_format(c, source)
