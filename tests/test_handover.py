@@ -78,7 +78,7 @@ def members(file):
 
 def test_a_run_that_was_unpacked_elsewhere_works_without_its_machine(packs, elsewhere, command, monkeypatch):
     code, out, err = command("unpack", packs / "rows.tar.zst", "-o", "mine")
-    assert code == 0 and "next: lorakit eval mine" in out, err
+    assert code == 0 and "next: lorakit eval mine (--base MODEL" in out, err
     run, base = Run(elsewhere / "mine"), packs / "base"
     before = scores_of(run)
     (scores,) = run.evaluations.glob("*.json")
@@ -178,6 +178,13 @@ def test_a_base_is_known_by_its_content_wherever_it_lies(packs, elsewhere, comma
     assert code == 2 and "was trained on other weights" in err, err
     code, _, err = command("eval", tiny_base, "--base", other, "--data", write_rows(elsewhere / "r.jsonl", rows_of(2)))
     assert code == 2 and "--base: none of these is a run or an adapter" in err, err
+
+
+def test_runs_are_combined_on_a_base_that_lies_elsewhere(packs, elsewhere, command):
+    runs = [unpacked(packs / "rows.tar.zst", elsewhere / name).folder for name in ("one", "two")]
+    how = ("--method", "cat", "--weights", "0.5,0.5", "-o", "both", "--base", packs / "base", "--json")
+    code, out, err = command("combine", *runs, *how)
+    assert code == 0 and not notes(err) and [one["rows"] for one in json.loads(out)["scores"]] == [10, 10], err
 
 
 def test_an_adapter_alone_knows_its_base_by_content(packs, elsewhere, command, tiny_base):

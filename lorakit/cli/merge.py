@@ -1,5 +1,6 @@
 """`lorakit merge`"""
 
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,7 +110,7 @@ def merge(
             with run.shared() if run else nullcontext(), opened_by_first(lambda: claim_output(target, overwrite)):
                 given = read_input()
                 merged = merge_adapter(given, target, progress, onto or "trained", dtype, not no_proof)
-            first, following = f"merged model: {merged.folder}", f"\nnext: {_next_command(given, merged)}"
+            first, following = f"merged model: {merged.folder}", f"\nnext: {_next_command(given, merged, base)}"
         if not is_first():
             return
     if as_json:
@@ -118,12 +119,13 @@ def merge(
         console.result("\n".join([first, *merged.in_words()]) + following)
 
 
-def _next_command(given: "MergeInput", merged: "MergeResult") -> str:
-    """The evaluation that compares a merged model with its adapter and its base."""
+def _next_command(given: "MergeInput", merged: "MergeResult", base: str | None) -> str:
+    """The evaluation that compares a merged model with its adapter and its base, which --base named."""
     own = given.is_run and merged.folder.resolve() == given.folder.resolve() / "merged"
     models = [quoted(given.folder), *([] if own else [quoted(merged.folder)]), *([] if given.is_run else ["base"])]
     with_rows = given.names_held_out and merged.rows_of in ("", "held-out")
-    return f"lorakit eval {' '.join(models)}" + ("" if with_rows else " --data FILE")
+    where = "" if base is None else f" --base {shlex.quote(base)}"
+    return f"lorakit eval {' '.join(models)}{where}" + ("" if with_rows else " --data FILE")
 
 
 def _run_of(folder: Path) -> "Run | None":

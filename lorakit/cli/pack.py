@@ -65,7 +65,9 @@ def pack(
     lines = [f"packed: {packed.file} ({decimal_bytes(size)})", *_describe(packed.index["files"])]
     if without:
         lines.append(f"  without {' and '.join(without)} rows")
-    lines.append(f"  its base model is not in it: {packed.base.get('origin')}")
+    name = str(packed.base.get("name"))
+    shown = Path(name).name if name.startswith(("/", "./", "../")) else name
+    lines.append(f"  its base model is not in it: {shown} ({packed.base.get('origin')})")
     console.result("\n".join([*lines, f"there: lorakit unpack {quoted(Path(packed.file.name))}"]))
 
 
@@ -76,7 +78,6 @@ def unpack(
         typer.Option("--output", "-o", metavar="DIR", help="The new folder of the run; by default ./NAME of the run."),
     ] = None,
     as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Write the run of a packed file into a new folder.
 
@@ -91,10 +92,9 @@ def unpack(
         console.result_json({"folder": str(folder), "bytes": unpacked.size, **index})
         return
     lines = [f"run: {folder} ({decimal_bytes(unpacked.size)})", *_describe(index["files"])]
-    rows = "" if (index.get("rows") or {}).get("held_out") else " --data FILE"
-    lines.append(
-        f"next: lorakit eval {quoted(folder)}{rows}, with --base MODEL where its base model lies elsewhere here"
-    )
+    has_rows = any(name.startswith("rows/") for name in index["files"])
+    rows = "" if has_rows else " --data FILE"
+    lines.append(f"next: lorakit eval {quoted(folder)}{rows} (--base MODEL says where its base model is here)")
     console.result("\n".join(lines))
 
 
