@@ -33,7 +33,16 @@ FAMILIES_THAT_ARE_COUNTED = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES_THAT_ARE_COUNTED.values(), ids=FAMILIES_THAT_ARE_COUNTED)
+_FAST = ("llama", "qwen3-moe", "gemma3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=family, marks=[] if family in _FAST else [pytest.mark.slow])
+        for family, name in FAMILIES_THAT_ARE_COUNTED.items()
+    ],
+)
 def test_what_is_derived_is_what_the_code_of_the_bundled_models_keeps(name):
     config, settings = known_config(name), Adapter(rank=8)
     spec = parse_model_info(config).spec
@@ -73,6 +82,7 @@ def test_dora_in_float32_is_followed_though_its_norms_hang_on_numbers():
     assert (found.per_token, found.per_pair) == pytest.approx((token, pair), rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_model_of_any_size_is_followed():
     config = {"model_type": "qwen3_5_text", "hidden_size": 16384, "intermediate_size": 65536}
     spec = spec_with_trace(config, Adapter())

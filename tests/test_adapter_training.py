@@ -59,13 +59,13 @@ def stop_after(monkeypatch, step):
 @pytest.mark.parametrize(
     ("kind", "extra"),
     [
-        ("dora", {}),
+        pytest.param("dora", {}, marks=pytest.mark.slow),
         ("dora", {"checkpointing": True}),
-        ("pissa", {"dropout": 0.1}),
-        ("eva", {"train_modules": ["embed_tokens"]}),
-        ("loftq", {}),
+        pytest.param("pissa", {"dropout": 0.1}, marks=pytest.mark.slow),
+        pytest.param("eva", {"train_modules": ["embed_tokens"]}, marks=pytest.mark.slow),
+        pytest.param("loftq", {}, marks=pytest.mark.slow),
         (ADALORA, {}),
-        (FLEXLORA, {}),
+        pytest.param(FLEXLORA, {}, marks=pytest.mark.slow),
         ("none", {"rank": ..., "alpha": ...}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) and value else str(value),
@@ -410,7 +410,10 @@ def test_full_fine_tuning_of_a_base_that_sees_leaves_the_language_model_it_train
     assert json.loads((run.model / "config.json").read_text())["torch_dtype"] == "float32"
 
 
-@pytest.mark.parametrize("family", ["opt", "llama4", "gemma4-text", "qwen3.5"])
+@pytest.mark.parametrize(
+    "family",
+    ["opt", "gemma4-text", *(pytest.param(family, marks=pytest.mark.slow) for family in ("llama4", "qwen3.5"))],
+)
 def test_families_whose_layers_or_bodies_are_unlike_others_are_trained(recipe_file, tmp_path, tokenizer, family):
     torch.manual_seed(5)
     config = copy.deepcopy(FAMILIES[family].config)

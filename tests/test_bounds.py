@@ -237,6 +237,7 @@ def test_a_row_error_is_still_a_row_error_within_a_bound():
         raise RowError("no")
 
 
+@pytest.mark.slow
 def test_a_small_file_of_values_that_many_rows_share_comes_in_small_blocks(tmp_path):
     long = "word " * 200_000  # a MB, which Parquet stores once
     pq.write_table(pa.table({"text": [long] * 3000}), tmp_path / "a.parquet")

@@ -297,6 +297,7 @@ def pipe(text, *arguments):
     return subprocess.run(command, input=text.encode(), capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_pipe_gives_questions_and_gets_answers_alone(run):
     session = open_session(run.folder)
     type_in(session, QUESTION, "And rivers?", "/compare And lamps?")

@@ -41,6 +41,7 @@ def events(*deltas, finish="stop", usage=None, last="data: [DONE]\n\n"):
     return ": a comment\n\n" + "".join(f"data: {json.dumps(body)}\n\n" for body in bodies) + last
 
 
+@pytest.mark.slow
 def test_a_served_file_answers_as_its_run_with_the_runs_system_prompt(tmp_path):
     base = spm_base(tmp_path / "base")
     edit_json(base / "tokenizer_config.json", add_bos_token=False)

@@ -159,7 +159,9 @@ def test_scales_of_rslora_count_once(method, tiny_base, tmp_path):
     assert_same(deltas(tiny_base, tmp_path / "out-s"), deltas(tiny_base, tmp_path / "out-p"))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt-oss", "qwen2-moe"])
+@pytest.mark.parametrize(
+    "family", ["gpt-oss", *(pytest.param(family, marks=pytest.mark.slow) for family in ("mixtral", "qwen2-moe"))]
+)
 def test_fused_experts_are_combined_as_every_other_weight(family, tmp_path):
     base = tmp_path / "base"
     model = AutoModelForCausalLM.from_config(FAMILIES[family].config)

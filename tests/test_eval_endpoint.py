@@ -160,6 +160,7 @@ def test_rows_that_no_chat_request_asks_for_are_left_out_for_every_model(run, tm
     assert any("1 rows are left out for every model" in note for note in evaluation.notes)
 
 
+@pytest.mark.slow
 def test_labels_and_sources_are_scored_beside_a_server(run, tmp_path, lorakit_eval):
     file = write_rows(tmp_path / "rows.jsonl", labelled_rows(12))
     with double() as server:

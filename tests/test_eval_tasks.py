@@ -60,6 +60,7 @@ def test_a_model_alone_and_quantized_bases(run, tiny_base, lorakit_benchmark, ta
     assert facts["comparisons"].keys() == {"base", "adapter on nf4"} and facts["baseline"] == "adapter"
 
 
+@pytest.mark.slow
 def test_tasks_are_scored_alike_in_any_order_and_alone(tmp_path, run, tiny_base, lorakit_benchmark, task_folder):  # noqa: F811
     head = make_run(tmp_path / "head", tiny_base, adapter={"rank": 4, "alpha": 8, "train_modules": ["lm_head"]})
     foreign = save_peft_adapter(tiny_base, tmp_path / "foreign", KINDS["olora"]())

@@ -82,10 +82,7 @@ def check_of(facts, name):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.slow) if kind in ("lora", "rslora with overrides") else kind
-        for kind in SCALES
-    ],
+    [pytest.param(kind, marks=pytest.mark.slow) if kind != "overrides" else kind for kind in SCALES],
 )
 def test_llama_cpp_with_the_gguf_lora_predicts_what_peft_predicts(base, base_gguf, lorakit, tmp_path, kind):
     adapter = adapter_of(base, tmp_path / "tiny", **SCALES[kind])
@@ -97,7 +94,8 @@ def test_llama_cpp_with_the_gguf_lora_predicts_what_peft_predicts(base, base_ggu
     assert abs(logits(base)[-1].log_softmax(-1).numpy() - expected).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["rslora", pytest.param("overrides", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rslora", "overrides"])
 def test_the_adapter_as_it_is_would_be_scaled_wrong_by_llama_cpp(base, base_gguf, tmp_path, kind):
     adapter = adapter_of(base, tmp_path / "tiny", **SCALES[kind])
     run_converter("lora", adapter, tmp_path / "wrong.gguf", None, "--base", str(base))

@@ -127,6 +127,7 @@ def test_likelihood_classification_agrees_with_lm_eval(model, tokenizer, task_fo
     assert len({round(ours.measures["accuracy"].value, 3), round(ours.measures["accuracy-norm"].value, 3)}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_likelihood_classification_agrees_with_lm_eval_on_smollm2(users_cache, task_folder):  # noqa: F811
     from lorakit.model.load import load_model

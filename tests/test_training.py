@@ -63,7 +63,7 @@ def test_plain_peft_loads_the_adapter_and_only_the_adapter_was_trained(recipe_fi
     assert outcome.eval_loss is not None
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("rslora", marks=pytest.mark.slow)])
 def test_the_split_into_micro_batches_does_not_change_the_trajectory(recipe_file, tmp_path, kind):
     path = recipe_file(adapter={"kind": kind, "rank": 4, "alpha": 8}, train={"learning_rate": 0.001})
     whole, _ = run_recipe(path, tmp_path / "whole", "train.micro_batch=4")
@@ -101,7 +101,7 @@ def interrupted_after(step: int, monkeypatch) -> None:
     monkeypatch.setattr(SupervisedTrainer, "__init__", with_stop)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 9])
+@pytest.mark.parametrize("step", [1, 6, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 4, 9))])
 def test_resume_equals_uninterrupted(recipe_file, tmp_path, monkeypatch, step):
     """Dropout and shuffling on; stopped inside an epoch, at its end, at an evaluation, and in the second epoch."""
     path = recipe_file(adapter={"rank": 4, "alpha": 8, "dropout": 0.2}, train={"micro_batch": 2})
