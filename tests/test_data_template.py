@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import defaultdict
 from datetime import date, datetime
 from decimal import Decimal
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_files import errors, loaded, write
 
+from lorakit.cli.options import _parse_format
 from lorakit.data.formats import RowError, jinja_text, parse_record
 from lorakit.data.formats.jinja_text import jinja_columns, render_jinja
 from lorakit.data.formats.places import PlaceError, fill_places, parse_places
@@ -121,7 +123,7 @@ def test_a_value_is_written_as_text_or_as_json(value, text):
 
 @pytest.mark.parametrize("value", [b"x", math.inf, [math.nan], {"a": {1, 2}}])
 def test_a_value_that_is_neither_text_nor_json_is_an_error_of_the_row(value):
-    assert "the column 'q' holds what can be written neither as text nor as JSON" in complaint({"q": value, "a": "b"})
+    assert "the column 'q' can be written neither as text nor as JSON" in complaint({"q": value, "a": "b"})
 
 
 def test_what_is_missing_is_an_error_that_names_row_and_column_unless_the_recipe_says_what_stands_there():
@@ -290,6 +292,15 @@ def test_the_resolved_recipe_holds_the_text_of_the_file(tmp_path):
     assert again.data.format.template.user.jinja_text == "Q: {{ q }}\n"
 
 
+def test_a_text_and_a_file_replace_each_other_in_what_extends(tmp_path):
+    (tmp_path / "p.jinja").write_text("Q: {{ q }}", encoding="utf-8")
+    write(tmp_path, f"{HEAD}{{user: {{jinja_text: '{{{{ q }}}}'}}, assistant: '{{a}}'}}}}\n", "below.yaml")
+    above = "extends: below.yaml\ndata: {format: {template: {user: {jinja: p.jinja}}}}\n"
+    assert loaded(tmp_path, above).recipe.data.format.template.user.jinja_text == "Q: {{ q }}"
+    text = "data.format.template.user={jinja_text: x}"
+    assert loaded(tmp_path, above, text).recipe.data.format.template.user.jinja_text == "x"
+
+
 def test_a_file_that_a_recipe_cannot_hold_is_an_error(tmp_path):
     for name, content in {"big": b"x" * 100_001, "empty": b"", "latin": "é".encode("latin-1")}.items():
         (tmp_path / f"{name}.jinja").write_bytes(content)
@@ -303,6 +314,20 @@ def test_a_file_that_a_recipe_cannot_hold_is_an_error(tmp_path):
         "assistant.jinja",
     ]
     assert "more than 100,000 bytes" in found[0] and "is empty" in found[1] and "cannot be read" in found[2]
+
+
+def test_the_option_format_takes_a_template_and_tells_its_mistakes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jinja").write_text("Q: {{ q }}", encoding="utf-8")
+    given = _parse_format("{template: {user: {jinja: p.jinja}, assistant: '{a}'}}")
+    assert given.template.user.jinja_text == "Q: {{ q }}"
+    for text, expected in {
+        "template": "--format: data.format: template needs settings",
+        "{template: {user: '{q', assistant: '{a}'}}": "--format: data.format.template.user: character 1: '{q' begins",
+        "{template: {user: {jinja: no.jinja}, assistant: '{a}'}}": "'no.jinja' does not exist",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(expected)):
+            _parse_format(text)
 
 
 # a prompt of `classification`

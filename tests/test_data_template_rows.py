@@ -67,6 +67,15 @@ def test_a_template_trains_the_tokens_of_the_same_messages():
     assert made.tokens_sha256() == by_hand.tokens_sha256()
 
 
+def test_fixed_examples_make_no_rows_alike_and_move_no_row_over_the_split():
+    rows = [{"q": f"How heavy may parcel {n} be at most today?", "a": f"It may weigh {n} kg."} for n in range(15)]
+    long = [{"user": " ".join(f"word{n}" for n in range(120)), "assistant": "fine"}]
+    turns = {"user": "{q}", "assistant": "{a}"}
+    split = {"eval": 0.3, "clean": {"near_duplicates": "fix"}}
+    plain, made = examples(rows, split, **turns), examples(rows, split, examples=long, **turns)
+    assert list(made.rows["where"]) == list(plain.rows["where"]) and 0 < made.report.used < 15
+
+
 def test_a_csv_file_with_odd_columns_is_read_and_empty_cells_are_missing():
     Path("odd.csv").write_text("kb text,q,a,größe.cm\n,x,y,3\nk,x,z,4\n", encoding="utf-8")
     source = opened("odd.csv", {"user": "{kb text}/{größe.cm}", "missing": {"kb text": "none"}})

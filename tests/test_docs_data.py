@@ -43,7 +43,7 @@ def rows():
 
 
 def plain(found):
-    return {key: value for key, value in asdict(found).items() if value is not None}
+    return {key: value for key, value in asdict(found).items() if value is not None and key != "fixed"}
 
 
 @pytest.mark.parametrize(("name", "settings", "row", "becomes"), rows())

@@ -37,8 +37,10 @@ class _Writer:
                 continue
             done = [f"{finding.check}: {finding.what}, {finding.field}" for finding in findings if finding.fixed]
             record = asdict(cleaned)
-            if isinstance(cleaned, Conversation) and not cleaned.tools:
-                del record["tools"]
+            if isinstance(cleaned, Conversation):
+                del record["fixed"]
+                if not cleaned.tools:
+                    del record["tools"]
             lines.append(json.dumps({**record, "lorakit": {"where": row.where, "done": done}}))
         return "".join(f"{line}\n" for line in lines).encode(), len(lines), block.size
 

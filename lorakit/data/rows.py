@@ -111,10 +111,17 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in their order, and the tools (JSON schemas of functions) that the model is told of."""
+    """Messages in their order, and the tools (JSON schemas of functions) that the model is told of. `fixed`: how many
+    messages after the system prompt are the recipe's own, the same in every row."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
+    fixed: int = 0
+
+    @property
+    def own_messages(self) -> list[Message]:
+        """What the row itself says: the messages without system prompts and the recipe's own examples."""
+        return [message for message in self.messages if message["role"] != "system"][self.fixed :]
 
 
 @dataclass(frozen=True)
@@ -146,10 +153,10 @@ def up_to_last_answer(content: RowContent) -> RowContent:
 
 
 def hash_row(content: RowContent) -> bytes:
-    """The sha256 of a row's content without its system prompt: the same in every process and version, whatever file
-    and format the row came from."""
+    """The sha256 of a row's own content, without system prompt and the recipe's examples: the same in every process and
+    version, whatever file and format the row came from."""
     if isinstance(content, Conversation):
-        messages = [message for message in content.messages if message["role"] != "system"]
+        messages = content.own_messages
         value: Any = [messages, content.tools] if content.tools else messages
     else:
         value = asdict(content)

@@ -204,7 +204,7 @@ def _absent(named: NamedColumns, records: list[dict[str, Any]]) -> str:
 
 def tag_of(value: Any) -> str:
     """A value as a tag; empty for what is none: nothing, a long text, an object."""
-    text = as_text(value, TASK).strip() if isinstance(value, str | int) else ""
+    text = as_text(value, "a tag").strip() if isinstance(value, str | int) else ""
     return text if len(text) <= _LONGEST_TAG and text.isprintable() else ""
 
 

@@ -112,10 +112,9 @@ def _describe(row: RowContent, near: bool) -> tuple[tuple[bytes, bytes, bytes], 
         return (whole, prompt, _digest(trained.tobytes())), "", words
     whole = _digest(_json([row.messages, row.tools]), 16)
     compared: list[str] = []
-    for message in row.messages if near else ():
-        if message["role"] != "system":  # rows that share a long one would all be alike
-            compared.append(message.get("content") or "")
-            compared += [_json(message["tool_calls"])] if message.get("tool_calls") else []
+    for message in row.own_messages if near else ():  # rows that share a long system prompt would all be alike
+        compared.append(message.get("content") or "")
+        compared += [_json(message["tool_calls"])] if message.get("tool_calls") else []
     last = max((at for at, message in enumerate(row.messages) if message["role"] == "assistant"), default=None)
     if last is None:
         return (whole, none, none), "", "\n".join(compared)

@@ -62,7 +62,7 @@ def _as_written(value: Any) -> Any:
 
     if value is None:
         raise _NullWritten
-    return value if isinstance(value, str | Undefined) else as_text(value, "of a Jinja text")
+    return value if isinstance(value, str | Undefined) else as_text(value, "a value of the Jinja text")
 
 
 def _limit(error: BaseException) -> str:

@@ -113,7 +113,7 @@ def write_column(record: Mapping[str, Any], name: str, missing: Mapping[str, str
     """A column's value as text."""
     value = find_value(record, name)
     if value is not None:
-        return as_text(value, name)
+        return as_text(value, f"the column {name!r}")
     if missing and name in missing:
         return missing[name]
     hint = "" if missing is None else f" (write missing: {{{name}: ...}} for what stands there then)"
@@ -122,8 +122,9 @@ def write_column(record: Mapping[str, Any], name: str, missing: Mapping[str, str
     raise RowError(f"the row has no column {name!r}{hint}", did_you_mean(name, names_in(record)))
 
 
-def as_text(value: Any, name: str) -> str:
-    """A value as a prompt has it: a text as it is, anything else as JSON on one line; days and times as ISO 8601."""
+def as_text(value: Any, what: str) -> str:
+    """A value as a prompt has it: a text as it is, anything else as JSON on one line; days and times as ISO 8601. An
+    error calls it `what`."""
     if isinstance(value, str):
         return value
     if isinstance(value, date | time | Decimal):
@@ -131,7 +132,7 @@ def as_text(value: Any, name: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_write_other)
     except (TypeError, ValueError) as error:
-        reason = f"the column {name!r} holds what can be written neither as text nor as JSON"
+        reason = f"{what} can be written neither as text nor as JSON"
         raise RowError(reason, f"{kind(value)}: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -184,7 +185,7 @@ def template(record: Mapping[str, Any], settings: Template) -> Conversation:
             unread = {} if turn.train else {"train": False}
             messages.append({"role": "assistant", "content": write(turn.assistant), **unread})
     own = {name: record[name] for name in ("system", "tools") if name in record and _is_read(name, settings)}
-    return add_system_and_tools(own, mark_given_beginnings(messages))
+    return replace(add_system_and_tools(own, mark_given_beginnings(messages)), fixed=2 * len(settings.examples))
 
 
 def _is_read(name: str, settings: Template) -> bool:
