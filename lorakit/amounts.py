@@ -4,6 +4,8 @@ holds them."""
 import math
 from typing import Any
 
+_SCORES = {"points": "{:.1f}", "ratio": "{:.3f}", "nats": "{:.4f}", "perplexity": "{:.4g}"}
+
 
 def percent(share: float, digits: int = 0) -> str:
     """A share of 1 as per cent with so many digits: `12%`, `<1%` for a little, `>99%` for nearly all."""
@@ -11,6 +13,20 @@ def percent(share: float, digits: int = 0) -> str:
     if 0 < share < 1 and float(f"{100 * share:.{digits}f}") in (0, 100):
         return f"<{smallest:g}%" if share < 0.5 else f">{100 - smallest:g}%"
     return f"{share:.{digits}%}"
+
+
+def format_score(value: float, unit: str) -> str:
+    """A score as a table shows it: a share of 1 as per cent, points of 100 as they are, nats with four decimals."""
+    if math.isnan(value):
+        return "-"
+    return percent(value, 1) if unit == "share" else _SCORES.get(unit, "{:.4g}").format(value)
+
+
+def format_difference(value: float, unit: str) -> str:
+    """The difference of two scores with its sign; of shares in percentage points."""
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:+.1f}" if unit == "share" else ("+" if value >= 0 else "") + format_score(value, unit)
 
 
 def without_nan(facts: Any) -> Any:

@@ -242,6 +242,21 @@ def file_lock(lock: Path, refusal: str, shared: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
+def is_locked(lock: Path) -> bool:
+    """Whether another process has locked this file for itself alone, at this moment."""
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of this name would be waited for
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    finally:
+        os.close(handle)
+    return False
+
+
 def _lock(lock: Path, refusal: str, shared: bool) -> int | None:
     """A handle of the lock file that has the lock; None where it cannot be locked, and sharing needs no lock."""
     try:

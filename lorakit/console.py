@@ -86,14 +86,18 @@ def result_json(facts: Any) -> None:
     result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
 
 
-def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table of figures: every column but the first is set to the right."""
+def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], whole_lines: bool = False) -> None:
+    """Print a table of figures: every column but the first is set to the right. `whole_lines`: in a pipe or a file no
+    cell is broken, however wide the table is."""
     table = Table(title=_text(title) if title else None, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         table.add_column(_text(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row))
-    _console().print(table, soft_wrap=False)
+    console = _console()
+    if whole_lines and not sys.stdout.isatty():
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table, soft_wrap=False)
 
 
 def result_facts(facts: Sequence[tuple[str, str]]) -> None:

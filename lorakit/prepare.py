@@ -41,7 +41,7 @@ from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.recipe.sharding import describe_idle_sharding, refuse_missing_package
-from lorakit.run_dir import Run
+from lorakit.run_dir import COMPLETE, Run
 from lorakit.run_inputs import RunRows, changed_weights, locate_base
 
 _COMPARED = 32
@@ -215,7 +215,7 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
     model lies now, where that is another place. Its rows are read when they are needed."""
     run = Run(folder)
     manifest = run.read_manifest()
-    if manifest.get("status") != "complete":
+    if manifest.get("status") != COMPLETE:
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     # What the adapter began from may be gone by now, and a compiler; neither is needed any more.
     loaded = load(run.recipe, ["adapter.from=null", "train.compile=off"], ended=True)

@@ -15,6 +15,7 @@ from lorakit.atomic_io import (
     LOCK,
     file_lock,
     is_draft,
+    is_locked,
     read_own_json,
     refuse_other_files,
     refuse_pipes,
@@ -31,8 +32,11 @@ MERGED = "merge.json"  # by which a folder is known to hold a merged model
 BASE = "base.json"  # beside an adapter: what it was trained on, for when it leaves its run
 EXPORT = "export.json"  # by which a folder is known to hold an export
 CLEARED = "cleared"  # the status of a run whose results were deleted for another one's
+RUNNING, COMPLETE, INTERRUPTED, FAILED = "running", "complete", "interrupted", "failed"
 _GIVE_RUN = "Give the folder of a run, such as runs/NAME."
 _SCORES = re.compile(r"(tasks-)?\d{8}T\d{6}(-\d+)?\.jsonl?")
+_NAME = re.compile(r"""name: *['"]?([\w.-]+)['"]?""")
+_EVALUATION = re.compile(r"(\d{8}T\d{6})(?:-(\d+))?\.json")
 
 
 @dataclass(unsafe_hash=True)
@@ -70,7 +74,11 @@ class Run:
 
     def is_complete(self) -> bool:
         """Whether the training here has ended, with its result in place."""
-        return self.holds_results() and self.read_manifest().get("status") == "complete"
+        return self.holds_results() and self.read_manifest().get("status") == COMPLETE
+
+    def is_training(self) -> bool:
+        """Whether a process is writing into the run's folder now."""
+        return is_locked(self.folder / LOCK)
 
     def exclusive_lock(self) -> AbstractContextManager[None]:
         """While this process writes into the run's folder, no other may write into it or read it (UserError)."""
@@ -111,6 +119,32 @@ class Run:
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
+    def read_log(self, key: str) -> Iterator[dict[str, Any]]:
+        """The lines of the log that have a key, newest first. One that a crash cut short counts as never logged."""
+        if not self.log.is_file():
+            return
+        sign = f'"{key}"'
+        for line in reversed(self.log.read_text(encoding="utf-8", errors="replace").splitlines()):
+            if sign in line:
+                with suppress(ValueError, RecursionError):
+                    if isinstance(facts := json.loads(line), dict):
+                        yield facts
+
+    def recipe_name(self) -> str | None:
+        """The name that the recipe has, read from its line alone; None where there is none."""
+        try:
+            lines = self.recipe.read_text(encoding="utf-8").splitlines() if self.recipe.is_file() else []
+        except (OSError, ValueError):
+            return None
+        names = (_NAME.fullmatch(line) for line in lines)
+        return next((name[1] for name in names if name), None)
+
+    def list_evaluations(self) -> list[Path]:
+        """The documents of scores on rows, newest first; those of benchmarks are not among them."""
+        names = ((path, _EVALUATION.fullmatch(path.name)) for path in self.evaluations.glob("*.json"))
+        dated = [((name[1], int(name[2] or 1)), path) for path, name in names if name]
+        return [path for _, path in sorted(dated, reverse=True)]
+
     def go_back_to(self, step: int) -> None:
         """Delete the checkpoints after `step`, which are damaged, and their lines of the log."""
         for folder in self.complete_checkpoints():
@@ -142,7 +176,7 @@ class Run:
     def refuse_other_programs(self) -> None:
         """Refuse to clear results that have files that the run did not write."""
         manifest = self.read_manifest()
-        ended = manifest.get("status") == "complete"
+        ended = manifest.get("status") == COMPLETE
         for folder, recorded, sign in (
             (self.adapter, "adapter_sha256", "adapter_config.json"),
             (self.model, "model_sha256", "config.json"),

@@ -68,7 +68,7 @@ def test_json_is_one_versioned_document_that_is_also_the_file(run, lorakit_eval)
     }
     lines = [json.loads(line) for line in Path(facts["file"] + "l").read_text().splitlines()]
     assert len(lines) == 4 and set(lines[0]) == {
-        *("where", "source", "task", "prompt", "reference", "answers", "cut", "loss"),
+        *("where", "source", "task", "prompt", "reference", "answers", "cut", "loss", "sums"),
     }
 
 

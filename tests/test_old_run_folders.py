@@ -44,7 +44,7 @@ def test_an_old_interrupted_run_resumes_to_the_result_of_the_finished_one(folder
     )
     assert resumed["result"]["eval_loss"] == pytest.approx(finished["result"]["eval_loss"], rel=1e-4)
     assert resumed["data"]["tokens_sha256"] == finished["data"]["tokens_sha256"]
-    assert resumed.keys() == finished.keys() | {"block_code"}  # what runs of today say besides
+    assert resumed.keys() == finished.keys() | {"block_code", "recipe"}  # what runs of today say besides
 
 
 def test_an_old_recipe_of_a_run_passes_check(folders, command):

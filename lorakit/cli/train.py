@@ -37,6 +37,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the data, find the model, print what would be trained, and stop.")
     ] = False,
+    locked: Annotated[
+        bool,
+        typer.Option(
+            "--locked",
+            help="Refuse what differs from NAME.lock.yaml, which [cyan]lorakit lock[/cyan] wrote. With the folder of "
+            "a run as RECIPE, train its recipe.yaml, and refuse what differs from its manifest.",
+        ),
+    ] = False,
     devices: Devices = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -48,6 +56,8 @@ def train(
     """
     from lorakit.recipe.load import load
 
+    if locked and recipe.is_dir():
+        recipe = _recipe_of_run(recipe)
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other.")
     if output is not None:
@@ -63,6 +73,8 @@ def train(
         return checked
 
     with on_devices(devices, lambda: loaded().recipe.train.batch_size, lambda: _go_on(loaded()), starts=not dry_run):
+        if locked:
+            _refuse_differences(loaded(), quiet)
         if dry_run:
             _dry_run(loaded(), as_json, quiet)
         else:
@@ -77,6 +89,23 @@ def _go_on(loaded: "LoadedRecipe") -> str:
     if not written:
         return "No checkpoint was written yet: start again with --overwrite."
     return f"Every checkpoint is complete: --resume goes on from {written[-1].name}."
+
+
+def _recipe_of_run(folder: Path) -> Path:
+    from lorakit.run_dir import Run
+
+    run = Run(folder)
+    run.read_manifest()
+    return run.recipe
+
+
+def _refuse_differences(loaded: "LoadedRecipe", quiet: bool) -> None:
+    """Each machine looks at what it has."""
+    from lorakit.distributed.processes import is_first_of_node, together
+    from lorakit.share.lock import refuse_differences
+
+    progress = terminal_of_first(quiet)
+    together(lambda: refuse_differences(loaded, progress) if is_first_of_node() else None)
 
 
 def _dry_run(loaded: "LoadedRecipe", as_json: bool, quiet: bool) -> None:

@@ -1,5 +1,6 @@
 """Sources: what a recipe names under `data.train` and `data.eval` -> blocks of raw rows, and their format."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -139,6 +140,17 @@ def source_hashes(source: Source) -> dict[str, str]:
         with reading(path):
             contents[str(path)] = sha256_of(path)
     return contents
+
+
+def hub_commits(section: Data) -> dict[str, str | None]:
+    """The commit of each hub dataset that a recipe names, as the library's cache knows it, by its id and split."""
+    return {source_name(one): _commit(load_hub_dataset(one)) for one in all_sources(section) if not is_file(one)}
+
+
+def _commit(dataset: Any) -> str | None:
+    """The library keeps a hub dataset in a folder that is named after its commit (datasets/builder.py)."""
+    folders = (Path(file["filename"]).parent.name for file in dataset.cache_files)
+    return next((name for name in folders if re.fullmatch("[0-9a-f]{40}", name)), None)
 
 
 def open_source(source: Source) -> OpenSource:

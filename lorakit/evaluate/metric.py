@@ -24,14 +24,11 @@ from typing import Any, Literal, cast
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-from lorakit.amounts import percent
+from lorakit.amounts import format_score
 from lorakit.bounds import TooLong, bounded
 from lorakit.errors import LorakitError, UserError
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS, MetricSpec, Section, Unit
-
-UNITS = {"share": "{:.1%}", "points": "{:.1f}", "ratio": "{:.3f}", "nats": "{:.4f}", "perplexity": "{:.4g}"}
-"""How a value of each unit is written: shares of 1 as per cent, points of 100 as they are."""
 
 # What a metric may compute on one answer; most take microseconds. Batched ones load models and such first: they get the
 # time of so many more answers.
@@ -75,9 +72,7 @@ class Measure:
 
     def write(self, value: float) -> str:
         """A value of this measure as a table shows it."""
-        if np.isnan(value):
-            return "-"
-        return percent(value, 1) if self.unit == "share" else UNITS[self.unit].format(value)
+        return format_score(value, self.unit)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lorakit.amounts import without_nan
+from lorakit.amounts import format_difference, without_nan
 from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import LabelScores
@@ -115,7 +116,8 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
 
 
 def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token."""
+    """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token, and
+    what the row adds to each measure (`Measure.rows`), from which another evaluation can be compared with this one."""
     rendered, models = evaluation.baseline.rendered, evaluation.models
     generated = [model for model in models if model.answers]
     losses = {model.name: loss(model.nats, model.tokens).by_row for model in models if len(model.nats)}
@@ -131,6 +133,14 @@ def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             "answers": {model.name: model.answers[at] for model in generated},
             "cut": [model.name for model in generated if not model.ended[at]],
             "loss": {name: float(of_rows[number]) for name, of_rows in losses.items()},
+            "sums": {
+                model.name: {
+                    name: measure.rows[at if group == "answers" else number].tolist()
+                    for group in ("rows", "answers")
+                    for name, measure in model.measures[""].get(group, {}).items()
+                }
+                for model in models
+            },
         }
 
 
@@ -171,13 +181,7 @@ def comparison_table(title: str, rows: Sequence[tuple[str, Comparison, Measure]]
 
 
 def _comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
-    def signed(value: float) -> str:
-        if math.isnan(value):
-            return "-"
-        if measure.unit == "share":
-            return f"{100 * value:+.1f}"
-        return ("+" if value >= 0 else "") + measure.write(value)
-
+    signed = partial(format_difference, unit=measure.unit)
     interval = f"{signed(one.interval.low)} to {signed(one.interval.high)}" if one.interval else "-"
     verdict: str = one.verdict
     if verdict == "cannot tell":

@@ -15,6 +15,7 @@ from lorakit.errors import BaseModelError, LorakitError, UserError, first_line
 from lorakit.model.base_files import check_base_files
 from lorakit.progress import Progress, report_hub_retries
 
+_FROM_HUB = "hub, commit "
 _FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
@@ -52,6 +53,11 @@ class Base:
     folder: Path
     origin: str
 
+    @property
+    def commit(self) -> str | None:
+        """The hub's commit; None where the model is from elsewhere."""
+        return self.folder.name if self.origin.startswith(_FROM_HUB) else None
+
     def sha256(self, *suffixes: str) -> dict[str, str]:
         """The sha256 of each file that decides what the model computes, by name: weights, configuration, tokenizer."""
         suffixes = suffixes or (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -73,7 +79,7 @@ def resolve_base(name: str, revision: str, progress: Progress) -> Base:
         with report_hub_retries(progress):
             folder = _fetch_from_hub(name, revision)
         check_base_files(folder)
-        return Base(name, folder, f"hub, commit {folder.name}")
+        return Base(name, folder, f"{_FROM_HUB}{folder.name}")
     except UserError:
         raise
     except LorakitError as error:

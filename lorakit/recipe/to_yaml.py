@@ -38,10 +38,20 @@ def to_yaml(recipe: Recipe, folder: Path) -> str:
 
     Keys that nothing reads in this recipe are left out: written, they would be errors.
     """
-    data = with_relative_paths(recipe.model_dump(), folder)
+    return dump_yaml(plain_recipe(recipe, folder))
+
+
+def plain_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Every key that something reads, as plain data with paths relative to `folder`."""
+    data: dict[str, Any] = with_relative_paths(recipe.model_dump(), folder)
     for name in unread_keys(recipe):
         section, key = name.split(".")
         del data[section][key]
+    return data
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML text that `yaml_reader` reads back as it was."""
     text: str = yaml.dump(data, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
     return text
 

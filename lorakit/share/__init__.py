@@ -1,1 +1,1 @@
-"""Runs and recipes that travel: from another tool's config, packed into one file, unpacked elsewhere."""
+"""Recipes and runs that travel: imported, listed, compared, packed into one file, unpacked elsewhere."""

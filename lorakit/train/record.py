@@ -1,6 +1,8 @@
 """The files of a run: recipe.yaml and manifest.json while it trains, and the adapter's or the model's folder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,19 +11,24 @@ import torch
 
 from lorakit.atomic_io import atomic_dir, files_in, sha256_of, write_atomic
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
-from lorakit.distributed.processes import world_size
+from lorakit.data.sources import hub_commits
+from lorakit.distributed.processes import is_first, world_size
+from lorakit.errors import Interrupted, first_line
 from lorakit.hardware.allocator import allocator_settings
 from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.model_card import quantization_argument
 from lorakit.model.peft_adapter import save_adapter
+from lorakit.model.resolve import Base
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.prepare import Prepared
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
 from lorakit.recipe.init_adapter import read_adapter_settings
 from lorakit.recipe.load import to_yaml
+from lorakit.recipe.paths import input_paths
 from lorakit.recipe.schema import Recipe
-from lorakit.run_dir import BASE, Run, now, versions
+from lorakit.recipe.to_yaml import plain_recipe
+from lorakit.run_dir import BASE, FAILED, INTERRUPTED, RUNNING, Run, now, versions
 from lorakit.train.setup import TrainingState
 
 _CARD = """\
@@ -72,12 +79,28 @@ class RunRecord:
     """The recipe and the manifest of a run, kept true while it trains."""
 
     def __init__(self, run: Run, recipe: Recipe, manifest: dict[str, Any]) -> None:
-        self.run, self.recipe = run, recipe
-        self.manifest = manifest | {"status": "running"}
+        self.run, self.recipe, self.has_written = run, recipe, False
+        self.manifest = {key: value for key, value in manifest.items() if key != "failure"} | {"status": RUNNING}
 
     def write(self) -> None:
+        self.has_written = True
+        self.manifest["recipe"] = plain_recipe(self.recipe, self.run.folder)
         self.run.write_manifest(self.manifest)
         write_atomic(self.run.recipe, to_yaml(self.recipe, self.run.folder))
+
+    @contextmanager
+    def noting_early_end(self) -> Iterator[None]:
+        """Within this a run that ends before its result is complete says so in its manifest: that it was interrupted,
+        or that it failed and why. One that is killed cannot; its manifest goes on saying that it runs."""
+        try:
+            yield
+        except BaseException as error:
+            if self.has_written and is_first() and not self.run.is_complete():
+                stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+                early = {"status": INTERRUPTED} if stopped else {"status": FAILED, "failure": first_line(error)}
+                with suppress(OSError):  # a full disk may be why it ended
+                    self.run.write_manifest(self.manifest | early)
+            raise
 
     def add_out_of_memory(self, change: dict[str, Any]) -> None:
         """Record what the run goes on with after memory ran out, so that repeating or resuming it begins with that."""
@@ -89,17 +112,40 @@ class RunRecord:
         self.run.log_line({"step": change["step"], "out_of_memory": facts})
 
 
-def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]:
-    """The facts that are known before the first step."""
-    recipe, machine, adapter_from = prepared.recipe, prepared.machine, None
+def pinned_facts(recipe: Recipe, base: Base, tokenizer: Any) -> dict[str, Any]:
+    """What a run depends on besides its recipe's keys and its machine: the packages' versions, and the identity of all
+    that it reads. A manifest has it, and a lock. `inputs`: what is neither rows nor a model, such as templates."""
+    adapter_from, inputs = None, input_paths(recipe)
     if source := initial_adapter(recipe.adapter):
         folder = adapter_folder(Path(source))
         files = ("adapter_config.json", "adapter_model.safetensors")
         adapter_from = {"folder": str(folder), "sha256": {name: sha256_of(folder / name) for name in files}}
+    data = file_sha256s(recipe.data)
+    others = sorted(path for path in inputs if path.is_file() and str(path) not in data and path != Path(base.name))
     return {
+        "versions": versions(),
+        "base": {
+            "name": base.name,
+            "revision": recipe.model.revision,
+            "origin": base.origin,
+            "commit": base.commit,
+            "sha256": base.sha256(),
+            "stop_token_ids": stop_token_ids(base, tokenizer),
+        },
+        "adapter_from": adapter_from,
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "inputs": {str(path): sha256_of(path) for path in others},
+        "data": {"files": data, "commits": hub_commits(recipe.data)},
+    }
+
+
+def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]:
+    """The facts that are known before the first step."""
+    recipe, machine = prepared.recipe, prepared.machine
+    pinned = pinned_facts(recipe, prepared.base, prepared.tokenizer)
+    return pinned | {
         "format": 1,
         "started": now(),
-        "versions": versions(),
         "machine": {
             "device": machine.device,
             "name": machine.name,
@@ -108,21 +154,11 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
             "allocator": allocator_settings() if machine.device == "cuda" else None,
         },
         "seed": recipe.train.seed,
-        "base": {
-            "name": prepared.base.name,
-            "revision": recipe.model.revision,
-            "origin": prepared.base.origin,
-            "quantization": state.quantization["effective"],
-            "held_as": state.quantization,
-            "sha256": prepared.base.sha256(),
-            "stop_token_ids": stop_token_ids(prepared.base, prepared.tokenizer),
-        },
-        "adapter_from": adapter_from,
-        "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
+        "base": pinned["base"] | {"quantization": state.quantization["effective"], "held_as": state.quantization},
         "template_variables": recipe.model.template_variables,
         "template_date": recipe.model.template_date,
-        "data": {
-            "files": file_sha256s(recipe.data),
+        "data": pinned["data"]
+        | {
             "tokens_sha256": prepared.tokens_sha256,
             "train": prepared.train.report.to_dict(),
             "eval": prepared.held_out.report.to_dict() if prepared.held_out else None,

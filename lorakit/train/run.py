@@ -18,7 +18,7 @@ from lorakit.model.peft_adapter import trained_parameters
 from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
-from lorakit.run_dir import Run, now
+from lorakit.run_dir import COMPLETE, Run, now
 from lorakit.train.agreement import StopRequest
 from lorakit.train.block_check import choose_block_code
 from lorakit.train.checkpoint import restore_model_state
@@ -103,11 +103,11 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     runner, stopping = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory), StopRequest(progress)
     code = choose_block_code(runner)
     record.manifest["block_code"] = code.words
-    with stopping.listening():
+    with stopping.listening(), record.noting_early_end():
         outcome = _fit(runner, code, record, stopping, checkpoint)
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
-        manifest = record.manifest | {"status": "complete", "finished": now(), "result": outcome.__dict__}
+        manifest = record.manifest | {"status": COMPLETE, "finished": now(), "result": outcome.__dict__}
         weights = whole_model(state, prepared)
         on_first(lambda: run.write_manifest(manifest | save_result(state, weights, prepared, run, manifest)))
     output = prepared.recipe.output
