@@ -132,7 +132,7 @@ AXOLOTL_CASES = {
     ),
     "what has no counterpart": Case(
         "rl: dpo\nneftune_noise_alpha: 5\ntrust_remote_code: true\nlr_scheduler: rex\noptimizer: muon\n"
-        "adam_beta2: 0.95\nchat_template: chatml\nval_set_size: 100\nplugins: [my.plugin]\ntokens: [<x>]\n"
+        "adam_beta2: 0.95\nchat_template: metharme\nval_set_size: 100\nplugins: [my.plugin]\ntokens: [<x>]\n"
         "sequence_len_: 3\n",
         {},
         (

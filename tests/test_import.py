@@ -123,12 +123,33 @@ def test_what_trl_trains_follows_the_rows(folder, rows, trained):
     assert at(recipe_of(imported(folder, text, row_format=rows), folder), "data.train_on") == trained
 
 
+def test_well_known_rows_of_the_hub_need_no_word(folder):
+    text = text_of("trl", "the least").replace("rows.jsonl", "trl-lib/tldr")
+    recipe = recipe_of(imported(folder, text), folder)
+    assert at(recipe, "data.train.format") == "prompt-completion" and at(recipe, "data.train_on") == "assistant"
+
+
+def test_a_part_import_leaves_a_place_for_rows_that_are_not_known(folder):
+    (folder / "dataset_info.json").unlink()
+    text = text_of("llama-factory", "the least")
+    assert imported(folder, text).text is None
+    result = imported(folder, text, partial=True)
+    assert "train: ./rows.jsonl  # dataset\n" in str(result.text) and "rows are not known" in result.notes[-1]
+
+
 def test_a_template_that_is_the_bases_own_is_the_same(folder):
     text = text_of("axolotl", "the least") + "chat_template: llama3\n"
     own = imported(folder, text.replace("org/base", "meta-llama/Meta-Llama-3-8B-Instruct"))
     assert not own.refused
     other = imported(folder, text.replace("org/base", "meta-llama/Llama-3.2-1B-Instruct"))
-    assert [one.key for one in other.refused] == ["chat_template"]
+    assert not other.refused and "chat_template: ./recipe.jinja" in str(other.text)
+    assert ["<|eot_id|>" in text for text in other.files.values()] == [True]
+
+
+def test_a_template_by_name_brings_its_system_prompt(folder):
+    text = text_of("llama-factory", "the least").replace("template: default", "template: qwen")
+    result = imported(folder, text if "template: qwen" in text else text + "template: qwen\n")
+    assert not result.refused and "system: You are Qwen" in str(result.text)
 
 
 def test_paths_mean_the_same_from_where_the_recipe_is_written(folder):

@@ -77,7 +77,7 @@ def import_(
     if output.is_dir():
         raise UserError(f"{output}: is a folder. Give the name of a file with --output.")
     source = read_config(config) if config else read_command(trl_command or "", "--trl-command", Path.cwd())
-    result = import_config(source, output, tool, devices, rows_per_pack, row_format, dataset_info)
+    result = import_config(source, output, tool, devices, rows_per_pack, row_format, dataset_info, partial)
     writes = result.text is not None and (partial or not result.refused)
     if writes:
         for file, text in result.files.items():

@@ -87,11 +87,13 @@ def import_config(
     rows_per_pack: int | None = None,
     row_format: str | None = None,
     dataset_info: Path | None = None,
+    partial: bool = False,
 ) -> ImportResult:
     """Convert a config. `output`: where the recipe will be written, since its paths are relative to that folder.
 
     `devices`: how many the config was made for; `rows_per_pack`: how many rows fill a pack, where rows are packed;
-    `row_format`: the format of the rows, where the config does not say it.
+    `row_format`: the format of the rows, where the config does not say it; `partial`: a place is left for rows that are
+    not known.
 
     Raises:
         UserError: no tool, or several, have the config's keys.
@@ -101,6 +103,8 @@ def import_config(
     conversion = convert(
         kind, Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info, output=output)
     )
+    if partial and "data.train" not in conversion.recipe:
+        _leave_place_for_rows(conversion)
     text, reason = recipe_text(conversion, output), ""
     if text is None:
         reason = "the base model or the rows to train on are not known"
@@ -110,6 +114,13 @@ def import_config(
     return ImportResult(
         kind.name, config.name, count, tuple(keys), tuple(defaults), tuple(notes), text, reason, conversion.files
     )
+
+
+def _leave_place_for_rows(c: Conversion) -> None:
+    keys = [one.key for one in c.refused() if one.key.startswith(("dataset", "data."))]
+    c.recipe["data.train"] = str(c.output.absolute().parent / "rows.jsonl")
+    c.origins["data.train"] = keys[:1]
+    c.note("The rows are not known: put them where data.train says, or write their path and format there.")
 
 
 def convert(kind: ForeignTool, conversion: Conversion) -> Conversion:

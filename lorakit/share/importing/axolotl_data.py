@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lorakit.share.importing.base_model import chat_template
+from lorakit.share.importing.chat_templates import chat_template
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import (
     ImportedSource,

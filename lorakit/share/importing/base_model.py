@@ -36,24 +36,6 @@ PEFT_TARGETS: dict[str, list[str]] = {
 }
 """The modules that PEFT chooses for a model_type where a config names none (peft/utils/constants.py)."""
 
-OWN_TEMPLATES = {
-    "Axolotl": {
-        "llama3": r"meta-llama-3-\d+b-instruct",
-        "qwen_25": r"qwen2\.5-(?:coder-)?[\d.]+b-instruct",
-        "gemma": r"gemma-(?:1\.1-)?[27]b-it|gemma-2-\d+b-it",
-        "gemma3": r"gemma-3-\w+-it",
-        "phi_35": r"phi-3\.5-mini-instruct",
-    },
-    "LLaMA-Factory": {
-        "llama3": r"meta-llama-3-\d+b-instruct",
-        "qwen": r"qwen2\.5-(?:coder-)?[\d.]+b-instruct",
-        "gemma": r"gemma-(?:1\.1-)?[27]b-it",
-        "gemma2": r"gemma-2-\d+b-it",
-    },
-}
-"""A tool's template -> the bases whose own it is: the tool's text, compared with the base's tokenizer_config.json."""
-
-
 _SPECIAL_TOKENS = (
     (
         r"llama-?2|codellama|tinyllama|(?<!c)mistral|mixtral|vicuna|zephyr|solar|open_llama",
@@ -124,19 +106,6 @@ def default_targets(c: Conversion, key: str) -> list[str] | None:
         reason = "PEFT chooses the modules by the model's family, and the base's name does not tell it"
         c.refuse(key, reason, "Write the modules, or import with --partial for all-linear.")
     return targets
-
-
-def chat_template(c: Conversion, key: str, name: str) -> bool:
-    """A chat template that the tool has under a name: whether it is the base's own, or one that lorakit has."""
-    base = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
-    pattern = OWN_TEMPLATES.get(c.tool, {}).get(name)
-    if pattern and re.fullmatch(pattern, base):
-        c.account(key, "same", to="model.chat_template: null", reason=f"{name} is the base's own chat template")
-        return True
-    reason = f"{name} is {c.tool}'s own template, which may write other text than the base's tokenizer"
-    remedy = "Save it as a .jinja file and write model.chat_template, or import with --partial for the base's own."
-    c.refuse(key, reason, remedy)
-    return False
 
 
 def lora_kind(c: Conversion, chosen: dict[str, tuple[Any, str]]) -> None:

@@ -153,7 +153,7 @@ class Conversion:
                 to = f"{before.to}; {to}"
             to, verdict = to or before.to, "mapped" if "mapped" in (before.verdict, verdict) else verdict
             reason = "; ".join(dict.fromkeys(filter(None, (before.reason, reason))))
-        value = shown(key, self.value(key)) if self.has(key) else "not written"
+        value = shown(key, self.value(key)) if self.has(key) else "null" if key in self.config.lines else "not written"
         self.accounts[key] = KeyAccount(key, value, verdict, to, reason, remedy, self.config.lines.get(key))
 
     def note(self, text: str) -> None:

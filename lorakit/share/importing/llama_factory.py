@@ -3,7 +3,8 @@
 from typing import Any
 
 from lorakit.share.importing import training
-from lorakit.share.importing.base_model import base_model, chat_template, lora_kind
+from lorakit.share.importing.base_model import base_model, lora_kind
+from lorakit.share.importing.chat_templates import chat_template
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import write_training
 from lorakit.share.importing.llama_factory_data import import_datasets

@@ -107,6 +107,9 @@ def _parse_yaml(text: str, config: ForeignConfig) -> Any:
 
 def _convert(node: Any, loader: Any, config: ForeignConfig, path: str, depth: int, values: _Values) -> Any:
     values.enter(depth, node.start_mark.line + 1)
+    plain = {yaml.MappingNode: "map", yaml.SequenceNode: "seq"}.get(type(node))
+    if plain and node.tag != f"tag:yaml.org,2002:{plain}":
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag}", node.start_mark)
     if isinstance(node, yaml.SequenceNode):
         items = enumerate(node.value)
         return [_convert(item, loader, config, f"{path}[{at}]", depth + 1, values) for at, item in items]

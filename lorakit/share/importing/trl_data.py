@@ -90,7 +90,7 @@ def _mixture(c: Conversion) -> list[ImportedSource]:
 
 
 def _set_format(c: Conversion, source: ImportedSource) -> None:
-    form = c.row_format or (peek_format(source.path) if is_local(c, source.path) else None)
+    form = c.row_format or peek_format(source.path)
     if form is None and c.flag("assistant_only_loss"):
         form = "messages"
     if form is None and c.flag("completion_only_loss"):

@@ -6,7 +6,7 @@ from lorakit.share.importing import training
 from lorakit.share.importing.base_model import base_model, lora_kind
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import ImportedSource, write_sources, write_training
-from lorakit.share.importing.paths import is_local, local_path, remote_reason
+from lorakit.share.importing.paths import local_path, remote_reason
 from lorakit.share.importing.prompts import UNSLOTH_ALPACA, template_format, write_plain_template
 from lorakit.share.importing.row_format import peek_format
 from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys_with
@@ -106,7 +106,7 @@ def _data(c: Conversion) -> None:
         c.refuse("data.format_type", f"{word} is none of Unsloth's formats", f"Write one of {', '.join(_FORMATS)}.")
     form = c.row_format or _FORMATS.get(word)
     for source in sources:
-        source.format = form or (peek_format(source.path) if is_local(c, source.path) else None)
+        source.format = form or peek_format(source.path)
         source.is_text = source.format == "text"
         source.trains = "assistant" if c.flag("training.train_on_completions") else "all"
     if word in _FORMATS:
