@@ -182,7 +182,7 @@ def resolve_models(
     run, prepared = next(iter(runs.values()), (None, None))
     if run and prepared and len(given) == 1 and Run(Path(given[0])).holds_results():
         if not prepared.has_base:
-            progress.say(f"{given[0]}: its base model is not here, and is not scored. --base says where it is")
+            progress.say(f"{given[0]}: its base model is not here, and is left out. --base says where it is")
         return models_of_run(run, prepared)
     machine = prepared.machine if prepared else usable_machine(progress)
     names, specs = _short_names(given), []

@@ -162,7 +162,8 @@ def _score_files(run: Run, options: PackOptions, names: LocalNames) -> dict[str,
 
 def _merged_files(run: Run, names: LocalNames) -> dict[str, bytes | Path]:
     if not run.merged.is_dir():
-        raise UserError(f"--merged: {run.folder} has no merged model. Leave it out, or merge first: lorakit merge.")
+        remedy = "Leave it out." if run.model.is_dir() else "Leave it out, or merge first: lorakit merge RUN."
+        raise UserError(f"--merged: {run.folder} has no merged model. {remedy}")
     written = read_own_json(run.merged / MERGED).get("files", [])
     return {f"merged/{name}": names.file(own_file(run.merged / name, run.merged)) for name in written}
 
