@@ -129,6 +129,14 @@ def test_well_known_rows_of_the_hub_need_no_word(folder):
     assert at(recipe, "data.train.format") == "prompt-completion" and at(recipe, "data.train_on") == "assistant"
 
 
+def test_a_written_text_field_makes_rows_of_the_hub_texts(folder):
+    command = "trl sft --model_name_or_path org/base --dataset_name org/rows --dataset_text_field "
+    texts = import_config(read_command(command + "body", "command", folder), folder / "recipe.yaml")
+    assert "format: text" in str(texts.text) and "text: body" in str(texts.text)
+    messages = import_config(read_command(command + "messages", "command", folder), folder / "recipe.yaml")
+    assert "format: messages" in str(messages.text)
+
+
 def test_a_part_import_leaves_a_place_for_rows_that_are_not_known(folder):
     (folder / "dataset_info.json").unlink()
     text = text_of("llama-factory", "the least")

@@ -218,7 +218,9 @@ def _by_table(conversion: Conversion, table: KeyTable, key: str, value: Any) -> 
         else:
             conversion.account(key, "refused", reason=record.reason, remedy=record.remedy)
     else:
-        conversion.account(key, "without effect", reason=record.reason)
+        is_known = isinstance(record, Harmless) or "data.train" in conversion.recipe
+        reason = record.reason if is_known else "it goes with the rows to train on, which are not known"
+        conversion.account(key, "without effect", reason=reason)
 
 
 def _nearest_key(table: KeyTable, key: str) -> str | None:

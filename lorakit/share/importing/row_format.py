@@ -17,7 +17,7 @@ _OF_THE_HUB = {
         HuggingFaceTB/everyday-conversations-llama3.1-2k HuggingFaceTB/smol-smoltalk open-r1/OpenR1-Math-220k
         open-r1/Mixture-of-Thoughts open-r1/codeforces-cots allenai/tulu-3-sft-mixture""",
     "prompt-completion": "trl-lib/tldr",
-    "text": "stanfordnlp/imdb timdettmers/openassistant-guanaco mlabonne/guanaco-llama2-1k roneneldan/TinyStories",
+    "text": "imdb stanfordnlp/imdb timdettmers/openassistant-guanaco mlabonne/guanaco-llama2-1k roneneldan/TinyStories",
     "alpaca": "tatsu-lab/alpaca yahma/alpaca-cleaned vicgalle/alpaca-gpt4",
 }
 """A recipe's word for rows -> data sets of the hub whose rows are such, by their cards."""

@@ -95,12 +95,16 @@ def _set_format(c: Conversion, source: ImportedSource) -> None:
         form = "messages"
     if form is None and c.flag("completion_only_loss"):
         form = "prompt-completion"
+    column = str(c.value("dataset_text_field", "text"))
+    if form is None and c.has("dataset_text_field"):
+        form = "messages" if column == "messages" else "text"
+        reason = "taken from this key; --format says otherwise"
+        c.account("dataset_text_field", "mapped", to=f"format: {form}", reason=reason)
     source.format = form
     source.is_text = form == "text"
-    column = str(c.value("dataset_text_field", "text"))
     if source.is_text and column != "text":
         source.columns = {"text": column}
-        c.account("dataset_text_field", "mapped", to=f"columns: {{text: {column}}}")
+        c.account("dataset_text_field", "mapped", to=f"format: text, columns: {{text: {column}}}")
 
 
 def _eval(c: Conversion, sources: list[ImportedSource]) -> list[ImportedSource]:
