@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CHATML, rows_of, write_rows
-from eval_runs import edit_json, make_run
+from eval_runs import Remembers, edit_json, make_run
 
 from lorakit.run_dir import Run
 from lorakit.share.archive import index_text
@@ -156,6 +156,30 @@ def test_held_out_rows_that_are_a_share_of_a_file_are_packed_alone(tmp_path, tin
     assert code == 0 and not notes(err), err
 
 
+@pytest.mark.slow
+def test_rows_in_folders_and_patterns_and_under_any_name_are_packed_in_their_order(tmp_path, tiny_base, elsewhere):
+    from lorakit.prepare import reopen_run
+    from lorakit.progress import Silent
+    from lorakit.share.contents import PackOptions
+    from lorakit.share.pack import pack
+
+    more = tmp_path / "there" / "more"
+    more.mkdir(parents=True)
+    for number, name in enumerate(("b ü.jsonl", "a:1.jsonl", f"{'x' * 150}.jsonl", ".hidden.jsonl")):
+        write_rows(more / name, rows_of(40)[30 + number : 31 + number])
+    data = {"eval": ["more/*.jsonl", "more/.hidden.jsonl"], "train": ["train.jsonl", {"path": "more/../more2"}]}
+    shutil.copytree(more, tmp_path / "there" / "more2")
+    data["clean"] = {"leakage": "off", "near_leakage": "off"}
+    run = make_run(tmp_path / "there", tiny_base, data=data, train={"steps": 1})
+    tokens = run.read_manifest()["data"]["tokens_sha256"]
+    pack(run, elsewhere / "x.tar.gz", PackOptions(held_out_rows=True, training_rows=True), Silent())
+    shutil.rmtree(tmp_path / "there")
+    told = Remembers()
+    again, prepared = reopen_run(unpacked(Path("x.tar.gz"), Path("new")).folder, told, str(tiny_base))
+    assert prepared.tokens_sha256 == tokens and not told.warned
+    assert str(tmp_path) not in again.manifest.read_text() + again.recipe.read_text()
+
+
 def unpacked(archive, folder):
     shutil.rmtree(folder, ignore_errors=True)
     from lorakit.share.unpack import unpack
@@ -180,6 +204,7 @@ def test_a_base_is_known_by_its_content_wherever_it_lies(packs, elsewhere, comma
     assert code == 2 and "--base: none of these is a run or an adapter" in err, err
 
 
+@pytest.mark.slow
 def test_runs_are_combined_on_a_base_that_lies_elsewhere(packs, elsewhere, command):
     runs = [unpacked(packs / "rows.tar.zst", elsewhere / name).folder for name in ("one", "two")]
     how = ("--method", "cat", "--weights", "0.5,0.5", "-o", "both", "--base", packs / "base", "--json")
@@ -210,8 +235,6 @@ def test_other_rows_at_the_place_of_a_run_s_are_not_taken_for_them(packs, elsewh
     other = write_rows(elsewhere / "runs" / "eval.jsonl", rows_of(8))
     code, _, err = command("eval", *options)
     assert code == 2 and "not the rows of this run's training: their sha256 is another" in err
-    code, out, err = command("merge", *options)
-    assert code == 0 and "general texts" in out and not notes(err) and "general texts stand in for" in err, err
     code, out, err = command("eval", *options, "--data", other, "--json")
     assert code == 0 and json.loads(out)["rows"]["count"] == 8, err
     write_rows(other, rows_of(40)[30:])  # the same content at another place is the run's

@@ -29,7 +29,8 @@ PARTS = ("recipe.yaml", "manifest.json", "log.jsonl", "adapter", "model", "merge
 """What a packed run may have at its top."""
 SUFFIXES = (".tar.zst", ".tar.gz", ".tar")
 _MOST_FILES, _MOST_INDEX, _MOST_PADDING = 10_000, 8 << 20, 1 << 20
-_BLOCK, _PIECE, _LONGEST = 512, 1 << 20, 200
+_BLOCK, _PIECE, _LONGEST = 512, 1 << 20, tarfile.LENGTH_NAME
+_LONGEST_TOP = 100
 _LEVEL = 6  # of gzip: weights hardly shrink at any
 _ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"
 
@@ -61,6 +62,7 @@ def write_archive(
     """Write a packed run, whose files lie below `top`, complete or not at all; its index. `facts`: what that says
     besides. UserError where a name cannot be in an archive."""
     suffix, names = suffix_of(target), sorted(contents)
+    top = top.encode()[:_LONGEST_TOP].decode("utf-8", "ignore")
     check_names(names)
     files = {name: {"bytes": _size(contents[name]), "sha256": _digest(contents[name])} for name in names}
     document = {"format": FORMAT, **facts, "files": files}
@@ -120,7 +122,7 @@ def check_names(names: Iterable[str]) -> None:
     paths: dict[str, tuple[str, bool]] = {}  # as a file system that ignores case has it -> as it is, and is it a file
     for name in names:
         shown = quote(one_line(name, 200))
-        if reason := _why_refused(name):
+        if reason := why_refused(name):
             raise UserError(f"the name {shown} {reason}.")
         parts = name.split("/")
         for end in range(1, len(parts) + 1):
@@ -134,7 +136,8 @@ def check_names(names: Iterable[str]) -> None:
             paths[folded] = (path, is_file)
 
 
-def _why_refused(name: str) -> str | None:
+def why_refused(name: str) -> str | None:
+    """Why a file of this name is not packed or unpacked, as the rest of a sentence; None where it is."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts:
         return "leads out of the run"

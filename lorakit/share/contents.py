@@ -18,6 +18,7 @@ from lorakit.recipe.paths import input_paths, is_path
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import annotation_at, path_role
 from lorakit.run_dir import MERGED, Run, is_scores
+from lorakit.share.archive import why_refused
 from lorakit.share.packed_rows import PackedRows, extract_held_out, needs_base, pack_files
 from lorakit.share.private_names import LocalNames
 
@@ -119,7 +120,8 @@ def _pack_named_files(run: Run, recipe: Recipe) -> tuple[Recipe, dict[str, Path]
         if Path(value).is_relative_to(run.folder.absolute() / "files"):
             name = str(Path(value).relative_to(run.folder.absolute()))
         else:
-            name = f"files/{len(files)}/{Path(value).name.lstrip('.')}"
+            name = f"files/{len(files)}/{Path(value).name}"
+            name = f"files/{len(files)}/file{Path(value).suffix}" if why_refused(name) else name
         files[name] = Path(value)
         return str(run.folder.absolute() / name)
 
@@ -130,7 +132,16 @@ def _paths_of(run: Run, recipe: Recipe, manifest: Mapping[str, Any]) -> list[str
     """Every path that the run names, wherever."""
     source = manifest.get("adapter_from") or {}
     recorded = [*manifest["data"]["files"], str(manifest["base"].get("name")), str(source.get("folder"))]
-    return [recipe.model.base, *map(str, input_paths(recipe)), *recorded]
+    return [*map(str, input_paths(recipe)), *_texts(recipe.model_dump(exclude={"output"})), *recorded]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a recipe: those that are paths lead to files that are there, to patterns, or to nothing now."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _trained_files(run: Run, manifest: Mapping[str, Any], names: LocalNames) -> dict[str, bytes | Path]:

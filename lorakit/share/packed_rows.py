@@ -15,11 +15,12 @@ from lorakit.data.sources import is_file, open_source, source_name, sources_of
 from lorakit.errors import UserError
 from lorakit.prepare import Prepared
 from lorakit.progress import Silent
-from lorakit.recipe.data_files import is_pattern, pattern_start
+from lorakit.recipe.data_files import data_suffix, is_pattern, pattern_start
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.run_dir import Run
 from lorakit.run_inputs import locate_sources
+from lorakit.share.archive import why_refused
 
 # Checks that compare rows: they acted on all rows of the training, and would act otherwise on the held-out ones alone.
 _COMPARING = ("duplicates", "near_duplicates", "contradictions", "style", "near_leakage")
@@ -50,14 +51,13 @@ def pack_files(run: Run, data: Data, side: str, recorded: Mapping[str, str]) -> 
         path = written if isinstance(written, str) else written.path
         if not is_file(Source(path=path)):
             return written
-        folder, source = f"rows/{side}/{number}", Path(path)
-        root = pattern_start(source)[0] if is_pattern(source) else source
-        for file in files_in(source):
+        folder, files_of = f"rows/{side}/{number}", files_in(Path(path))
+        for file in files_of:
             if sha256_of(file) not in recorded.values():
                 raise UserError(f"{show_path(file)}: not the rows of this run's training: they changed. Not packed.")
-            name = file.name.lstrip(".") if file == source else str(file.relative_to(root))
-            files[f"{folder}/{name}"] = file
-        target = str(run.folder.absolute() / folder / (source.name.lstrip(".") if files_in(source) == [source] else ""))
+        names = _names_in_pack(Path(path), files_of, folder)
+        files.update(zip(names, files_of, strict=True))
+        target = str(run.folder.absolute() / (names[0] if files_of == [Path(path)] else folder))
         return target if isinstance(written, str) else written.model_copy(update={"path": target})
 
     located = locate_sources(getattr(data, side), run.folder, recorded)
@@ -65,6 +65,16 @@ def pack_files(run: Run, data: Data, side: str, recorded: Mapping[str, str]) -> 
     placed = [place(one, number) for number, one in enumerate(several)]
     section = data.model_copy(update={side: placed if isinstance(located, list) else placed[0]})
     return PackedRows(section, files, {})
+
+
+def _names_in_pack(source: Path, files: list[Path], folder: str) -> list[str]:
+    """The names that the files of a source get: their own, or numbers where one is not packed. They are read in the
+    order of their names, which stays."""
+    root = source.parent if files == [source] else pattern_start(source)[0] if is_pattern(source) else source
+    names = [f"{folder}/{file.relative_to(root)}" for file in files]
+    if any(map(why_refused, names)):
+        return [f"{folder}/{at:05}{data_suffix(file.name)}" for at, file in enumerate(files)]
+    return names
 
 
 def extract_held_out(run: Run, prepared: Prepared, manifest: Mapping[str, Any], folder: Path) -> PackedRows:
