@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from conftest import rows_of, write_rows
+from runs_of_tests import run_recipe
 
+from lorakit.atomic_io import sha256_of
 from lorakit.data.examples import rules_of
 from lorakit.data.formats import parse_record
 from lorakit.data.sources import sources_of
@@ -62,6 +64,32 @@ def test_axolotls_alpaca_rows_have_its_prompt_and_train_the_output_and_the_end(t
         question, answer = tokenizer(prompt)["input_ids"], tokenizer(row["output"])["input_ids"]
         answer = [*answer, tokenizer.eos_token_id]
         assert (ids, labels) == ([*question, *answer], [_IGNORED] * len(question) + answer)
+
+
+_BY_HAND = """
+model: {base: BASE}
+adapter: {rank: 4, alpha: 8, dropout: 0.05}
+data: {train: rows.jsonl, format: messages, max_length: 512}
+train: {epochs: 1, batch_size: 4, learning_rate: 1.0e-4, schedule: linear, warmup: 2, weight_decay: 0.1, seed: 7}
+output: {dir: by-hand}
+"""
+
+
+def test_an_imported_recipe_trains_the_adapter_of_one_written_by_hand_bit_for_bit(tmp_path, tiny_base, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", rows_of(24))
+    there = {"lora_dropout": 0.05, "micro_batch_size": 2, "gradient_accumulation_steps": 2, "num_epochs": 1}
+    there |= {"lr_scheduler": "linear", "warmup_steps": 2, "weight_decay": 0.1, "seed": 7, "optimizer": "adamw_torch"}
+    datasets = [{"path": "rows.jsonl", "type": "chat_template"}]
+    tree = {**_TRAINING, **there, "base_model": str(tiny_base), "datasets": datasets}
+    imported = import_config(ForeignConfig("config.yml", tree, tmp_path), tmp_path / "imported.yaml")
+    assert imported.text and not imported.refused, [vars(one) for one in imported.refused]
+    (tmp_path / "imported.yaml").write_text(imported.text, encoding="utf-8")
+    (tmp_path / "by-hand.yaml").write_text(_BY_HAND.replace("BASE", str(tiny_base)), encoding="utf-8")
+    one, other = (run_recipe(tmp_path / f"{name}.yaml", tmp_path / name)[0] for name in ("imported", "by-hand"))
+    assert sha256_of(one.adapter / "adapter_model.safetensors") == sha256_of(
+        other.adapter / "adapter_model.safetensors"
+    )
 
 
 def test_llama_factorys_rows_train_the_answers_of_all_turns(tmp_path, tiny_base, tokenizer):
