@@ -15,6 +15,7 @@ from runs_of_tests import run_recipe
 from test_training import interrupted_after
 
 from lorakit.atomic_io import LOCK
+from lorakit.cli.runs import _first_to_go
 from lorakit.errors import LorakitError
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -188,6 +189,15 @@ def test_a_hundred_runs_are_read_in_a_second_without_torch(copied, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "100 runs" in done.stdout, done.stderr
+
+
+def test_a_narrow_terminal_goes_without_columns_and_names_them(copied, command, monkeypatch):
+    copied("first")
+    whole = command("runs")[1]
+    monkeypatch.setattr("lorakit.cli.runs.sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    gone = _first_to_go({"run": ["runs/first"], "recipe": ["x" * 30], "state": ["finished"], "base": ["x" * 30]})
+    assert gone == ["recipe", "base"] and "too narrow" not in whole
 
 
 def test_runs_of_the_first_version_are_read():
