@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -239,17 +237,3 @@ def test_what_is_neither_a_run_nor_a_recipe_is_refused(pair, tmp_path, command, 
     (tmp_path / "bad.yaml").write_text("modle: {}\n")
     code, _, err = command("diff", "bad.yaml", recipe)
     assert code == 2 and "bad.yaml:1:1" in err
-
-
-def test_two_recipes_are_compared_without_torch(pair):
-    recipe = str(pair[0].folder.parent / "tiny.yaml")
-    code = (
-        f"import sys; sys.argv = ['lorakit', 'diff', {recipe!r}, {recipe!r}]\n"
-        "from lorakit.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "recipe: the same" in done.stdout, done.stderr

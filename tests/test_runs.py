@@ -171,7 +171,7 @@ def test_no_runs_is_a_sentence_and_a_wrong_folder_an_error(tmp_path, monkeypatch
     assert "is a file, not a folder of runs" in command("runs", "file")[2]
 
 
-def test_a_hundred_runs_are_read_in_a_second_without_torch(copied, tmp_path):
+def test_a_hundred_runs_are_read_in_a_second_and_two_recipes_compared_without_torch(copied, scored_run, tmp_path):
     run = copied("0")
     shutil.rmtree(run.checkpoints)
     for number in range(1, 100):
@@ -179,16 +179,21 @@ def test_a_hundred_runs_are_read_in_a_second_without_torch(copied, tmp_path):
     start = time.process_time()
     assert len(find_runs(tmp_path / "runs")[0]) == 100
     assert time.process_time() - start < 1
+    recipe = str(scored_run.folder.parent / "tiny.yaml")
     code = (
-        "import sys; sys.argv = ['lorakit', 'runs']\n"
+        "import sys\n"
         "from lorakit.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "def run(*arguments):\n"
+        "    sys.argv = ['lorakit', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
+        "run('runs')\n"
+        "assert not {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy'} & set(sys.modules)\n"
+        f"run('diff', {recipe!r}, {recipe!r})\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "100 runs" in done.stdout, done.stderr
+    assert done.returncode == 0 and "100 runs" in done.stdout and "recipe: the same" in done.stdout, done.stderr
 
 
 def test_a_narrow_terminal_goes_without_columns_and_names_them(copied, command, monkeypatch):
