@@ -28,6 +28,10 @@ def packs(tmp_path_factory, tiny_base):
     base = shutil.copytree(tiny_base, root / "there" / "base")
     (root / "there" / "own.jinja").write_text(CHATML, encoding="utf-8")
     run = make_run(root / "there", base, model={"chat_template": "own.jinja"})
+    other = {"given": "/srv/models/other", "base": "/srv/models/base"}
+    facts = {"format": 2, "rows": {"source": "/srv/rows.jsonl"}, "models": {"other": other}}
+    run.evaluations.mkdir(exist_ok=True)
+    (run.evaluations / "20200101T000000.json").write_text(json.dumps(facts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAKIT_CACHE", str(root / "cache"))
         patch.setenv("COLUMNS", "1000")
@@ -61,7 +65,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def scores_of(run):
-    (file,) = run.evaluations.glob("*.json")
+    file = max(run.evaluations.glob("*.json"))
     models = json.loads(file.read_text())["models"]
     return {name: model["scores"] for name, model in models.items()}
 
@@ -81,7 +85,7 @@ def test_a_run_that_was_unpacked_elsewhere_works_without_its_machine(packs, else
     assert code == 0 and "next: lorakit eval mine (--base MODEL" in out, err
     run, base = Run(elsewhere / "mine"), packs / "base"
     before = scores_of(run)
-    (scores,) = run.evaluations.glob("*.json")
+    scores = max(run.evaluations.glob("*.json"))
     shutil.move(scores, elsewhere / "old.json")
     code, _, err = command("eval", "mine", "--base", base)
     assert code == 0 and not notes(err), err
@@ -120,7 +124,7 @@ def test_no_rows_are_packed_unless_asked_and_no_path_of_the_machine(packs, elsew
         assert {"recipe.yaml", "manifest.json", "log.jsonl", "adapter/adapter_model.safetensors"} <= files.keys()
         assert not any(name.startswith(("checkpoints", "merged", "export")) for name in files)
         texts[name] = b"".join((elsewhere / name / file).read_bytes() for file in files).decode("utf-8", "replace")
-        assert str(packs) not in texts[name]
+        assert str(packs) not in texts[name] and "/srv" not in texts[name]
     (held_out,) = {row["messages"][0]["content"] for row in rows_of(40)[33:34]}
     (trained,) = {row["messages"][0]["content"] for row in rows_of(22)[13:14]}
     assert [held_out in texts[name] for name in texts] == [False, True, True]

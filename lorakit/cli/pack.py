@@ -46,8 +46,8 @@ def pack(
     """Write a run into one file, which others unpack on another machine.
 
     It has the recipe, the manifest, the log, the adapter (or the model of a full fine-tuning) and the scores, each with
-    its sha256; rows only where they are asked for; never checkpoints, exports, the base model or paths of this machine.
-    [cyan]lorakit unpack FILE[/cyan] writes the run from it.
+    its sha256; rows only where they are asked for; never checkpoints, exports, the base model or absolute paths of this
+    machine. [cyan]lorakit unpack FILE[/cyan] writes the run from it.
     """
     from lorakit import console
     from lorakit.share.contents import PackOptions

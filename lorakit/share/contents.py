@@ -167,7 +167,13 @@ def _score_files(run: Run, options: PackOptions, names: LocalNames) -> dict[str,
             model: [{**one, "details": without_texts(one.get("details"))} for one in findings]
             for model, findings in (facts.get("findings") or {}).items()
         }
-        files[f"eval/{file.name}"] = json_text(names.value(facts))
+        facts = names.value(facts)
+        of_models = [one for one in (facts.get("models") or {}).values() if isinstance(one, dict)]
+        for part in [*of_models, *([facts["rows"]] if isinstance(facts.get("rows"), dict) else [])]:
+            for key in ("given", "base", "adapter", "source"):  # of models and rows that are not the run's
+                if str(part.get(key)).startswith("/"):
+                    part[key] = Path(part[key]).name
+        files[f"eval/{file.name}"] = json_text(facts)
     return files
 
 
