@@ -216,6 +216,7 @@ def test_runs_are_combined_on_a_base_that_lies_elsewhere(packs, elsewhere, comma
     assert code == 0 and not notes(err) and [one["rows"] for one in json.loads(out)["scores"]] == [10, 10], err
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_knows_its_base_by_content(packs, elsewhere, command, tiny_base):
     alone = shutil.copytree(unpacked(packs / "plain.tar", elsewhere / "x").adapter, elsewhere / "alone")
     rows = write_rows(elsewhere / "rows.jsonl", rows_of(4))
@@ -246,6 +247,7 @@ def test_other_rows_at_the_place_of_a_run_s_are_not_taken_for_them(packs, elsewh
     assert code == 0 and not notes(err), err
 
 
+@pytest.mark.slow
 def test_rows_of_another_shape_are_read_by_format_and_columns(packs, elsewhere, command):
     run = unpacked(packs / "plain.tar", elsewhere / "mine")
     rows = write_rows(elsewhere / "odd.jsonl", [{"q": f"Tell me about lamps, {at}.", "a": "{}"} for at in range(3)])
