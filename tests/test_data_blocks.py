@@ -333,7 +333,10 @@ def test_arrow_offsets_that_point_outside_the_file_are_an_error(folder):
 
 @pytest.mark.parametrize(
     ("suffix", "compression"),
-    [(".jsonl", compression) for compression in COMPRESSORS]
+    [
+        pytest.param(".jsonl", compression, marks=[pytest.mark.slow] * (compression in (".bz2", ".xz")))
+        for compression in COMPRESSORS
+    ]
     + [(suffix, compression) for suffix in (".json", ".csv", ".txt") for compression in ("", ".gz")],
 )
 def test_blocks_are_about_a_mebibyte_travel_to_other_processes_and_add_up_to_the_file(folder, suffix, compression):
