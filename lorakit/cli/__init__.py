@@ -27,6 +27,7 @@ from lorakit.cli import (
     import_,
     lock,
     merge,
+    new,
     pack,
     plan,
     push,
@@ -90,6 +91,7 @@ def options(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "new": new.new,
     "import": import_.import_,
     "check": check.check,
     "plan": plan.plan,

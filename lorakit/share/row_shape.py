@@ -1,0 +1,197 @@
+"""What a recipe has to say of rows that it has never seen: their format, their columns, how many to hold out. What only
+a person can know, such as which of several columns is the answer, is guessed, and called a guess."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lorakit.amounts import counted
+from lorakit.data.formats.columns import detect, is_readable
+from lorakit.data.formats.preference_data import refuse_preference_data
+from lorakit.data.readers import files_in, read_file
+from lorakit.data.rows import RowError
+from lorakit.data.sources import open_source, rename_columns
+from lorakit.errors import UserError
+from lorakit.plan.row_sample import SourceSample, sample_source
+from lorakit.recipe.problem import one_line, show_path
+from lorakit.recipe.schema import Data, Source
+from lorakit.registry import FORMATS
+from lorakit.share.template_guess import guess_template
+
+_FIRST_ROWS, _TRIED_ROWS, _PARSED_ROWS = 1000, 20, 2000
+# Held-out rows: none below the first number, then these shares; of more rows than the last, so many rows.
+_SHARES, _MOST_HELD_OUT = ((30, None), (100, 0.2), (5000, 0.1)), 500
+_LEAST_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """What was seen of a source: `rows` it has (`exact` or estimated), the values of `data.format`, `data.columns`,
+    `data.eval` and `data.broken` that fit, why, and what a person has to look at."""
+
+    rows: int
+    exact: bool
+    format: Any
+    columns: dict[str, str]
+    eval: float | None
+    broken: str
+    why: str
+    conversations: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def look_at_rows(path: Path) -> RowShape:
+    """The shape of the rows in a file, a folder or a pattern.
+
+    Raises:
+        UserError: nothing there can be read, or no column could be an answer to another.
+    """
+    source, notes = _fitting_source(path)
+    sample = sample_source(source)
+    broken, note = _count_broken(sample, show_path(path))
+    total = round(sample.total)
+    share = held_out_share(total)
+    notes = [*notes, *([note] if note else [])]
+    if share is None:
+        few = f"no rows are held out, since there are too few ({total:,})"
+        notes.append(f"data.eval: {few}. Name a file of other rows there to have scores.")
+    name = str(sample.opened.format)
+    return RowShape(
+        rows=total,
+        exact=sample.counted,
+        format="auto" if source.format == "auto" else _plain(source.format),
+        columns=source.columns or {},
+        eval=share,
+        broken="drop" if broken else "error",
+        why=f"{name}: {sample.opened.why}",
+        conversations=FORMATS[name].conversations,
+        notes=notes,
+    )
+
+
+def _plain(written: Any) -> Any:
+    return written if isinstance(written, str) else written.model_dump(exclude_defaults=True)
+
+
+def held_out_share(rows: int) -> float | None:
+    """The fraction of so many rows to hold out: enough to tell models apart, and no more."""
+    for below, share in _SHARES:
+        if rows < below:
+            return share
+    return max(round(_MOST_HELD_OUT / rows, 2), _LEAST_SHARE)
+
+
+def _fitting_source(path: Path) -> tuple[Source, list[str]]:
+    """The source with the format and the columns with which its rows can be read, and what is to be said of them."""
+    source = _source(path)
+    try:
+        open_source(source)
+        return source, []
+    except UserError as error:
+        records = _first_records(path)
+        if not records:
+            raise
+        try:
+            return _unnamed_source(path, records, error)
+        except UserError as refusal:
+            hint = (
+                "Without --data, lorakit new starts a recipe into which data.train, format and columns can be written"
+            )
+            raise UserError(f"{refusal} {hint}.") from refusal
+
+
+def _unnamed_source(path: Path, records: Sequence[dict[str, Any]], error: UserError) -> tuple[Source, list[str]]:
+    """As `_fitting_source`, for rows whose format cannot be told from the names of their columns; else the `error`."""
+    if not _lacks_a_format(records, path):
+        raise error
+    if columns := next(_columns_that_fit(records, path), None):
+        shown = ", ".join(f"{our!r} is their {their!r}" for our, their in columns.items())
+        return _source(path, columns=columns), [f"data.columns: {one_line(shown, 200)}."]
+    guess = guess_template(records)
+    if guess is None:
+        raise error
+    guessed = _source(path, {"template": guess.settings}, guess.columns)
+    open_source(guessed)
+    why = "the names of the columns do not tell what the rows are"
+    return guessed, [f"data.format is a guess, since {why}. {guess.why}"]
+
+
+def _source(path: Path, written: Any = "auto", columns: Mapping[str, str] | None = None) -> Source:
+    return Source.model_validate({"path": str(path), "format": written, "columns": dict(columns or {})})
+
+
+def _first_records(path: Path) -> list[dict[str, Any]]:
+    rows = (row for file in files_in(path) for row in read_file(file))
+    return [row.record for row in islice(rows, _FIRST_ROWS) if isinstance(row.record, dict)]
+
+
+def _lacks_a_format(records: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Whether nothing is wrong with these rows but their columns' names; a `UserError` for preference data."""
+
+    def can_read(tried: Mapping[str, str], our: str) -> bool:
+        return is_readable(None, None, [rename_columns(record, tried) for record in records[:_TRIED_ROWS]], our)
+
+    refuse_preference_data(show_path(path), records, {}, can_read)
+    try:
+        detect(records, show_path(path))
+    except UserError:
+        return True
+    return False
+
+
+def _columns_that_fit(records: Sequence[dict[str, Any]], path: Path) -> Iterator[dict[str, str]]:
+    """Columns (ours -> theirs) with which a format reads the rows: lists of messages under another name, and names that
+    differ from ours in letter case, spaces and the like."""
+    names = dict.fromkeys(name for record in records for name in record)
+    ours = {name for entry in FORMATS for names in entry.columns for name in _alternatives(names)}
+    folded = {_fold(our): our for our in ours}
+    spelled = {folded[_fold(name)]: name for name in names if _fold(name) in folded and name not in ours}
+    lists = [name for name in names if any(isinstance(record.get(name), list) for record in records)]
+    tried = [spelled, *({our: name} for our in ("messages", "conversations") for name in lists if name != our)]
+    for columns in filter(None, tried):
+        try:
+            opened = open_source(_source(path, columns=columns))
+        except UserError:  # these columns do not fit, others may
+            continue
+        if is_readable(opened.format, None, [rename_columns(one, columns) for one in records[:_TRIED_ROWS]], ""):
+            yield columns
+
+
+def _alternatives(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _fold(name: str) -> str:
+    return "_".join(name.lower().replace("-", " ").replace("_", " ").split())
+
+
+def _count_broken(sample: SourceSample, name: str) -> tuple[int, str]:
+    """How many of the rows that are looked at cannot be trained on, and the first one's reason.
+
+    Raises:
+        UserError: none of them can.
+    """
+    rows, broken = sample.rows[:: max(len(sample.rows) // _PARSED_ROWS, 1)], list[str]()
+    for row in rows:
+        try:
+            if isinstance(row.record, RowError):
+                raise row.record
+            sample.opened.parse(row.record)
+        except RowError as error:
+            broken.append(f"{row.where}: {error}")
+    if len(broken) == len(rows):
+        what = f"none of {counted(len(rows), 'row')} can be trained on" if rows else "no rows"
+        raise UserError(f"{name}: {what}{f'. {one_line(broken[0], 300)}' if broken else ''}.")
+    if not broken:
+        return 0, ""
+    what = f"{len(broken):,} of {counted(len(rows), 'row')} that were looked at cannot be trained on"
+    return len(broken), f"data.broken is drop: {what}, the first {one_line(broken[0], 200)}."
+
+
+def read_section(shape: RowShape) -> dict[str, Any]:
+    """The keys of a recipe's data section that say what the rows are, where they differ from the defaults."""
+    values = {"format": shape.format, "columns": shape.columns, "broken": shape.broken}
+    defaults = {name: Data.model_fields[name].get_default() for name in values}
+    return {name: value for name, value in values.items() if value != defaults[name]} | {"eval": shape.eval}
