@@ -139,6 +139,13 @@ def test_rows_that_cannot_be_trained_on_are_counted_and_left_out(here, command, 
     assert command("data", "task/recipe.yaml")[0] == 0
 
 
+def test_copies_of_one_row_are_not_held_out(here, command, tiny_base):
+    write_rows(here / "rows.jsonl", [{"prompt": "one", "completion": "row"}] * 60)
+    made = new.start_recipe(Path("task"), str(tiny_base), Path("rows.jsonl"))
+    assert written(here / "task")["data"]["eval"] is None and "1 of 60" in " ".join(made.notes)
+    assert command("data", "task/recipe.yaml")[0] == 0
+
+
 def test_csv_rows_and_documents_are_looked_at_too(here):
     with (here / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["instruction", "output"], *([f"do {i}", f"done {i}"] for i in range(40))])
@@ -181,7 +188,10 @@ def test_the_share_that_is_held_out_goes_by_the_number_of_rows():
         (["a", "--from", "debian-jsno"], "Did you mean debian-json?"),
         (["a", "--from", "debian-json", "--data", "file.txt"], "Leave one of them out"),
         (["a", "--data", "fill.txt"], "Did you mean file.txt?"),
-        (["a", "--base", "./nowhere"], "--base: "),
+        (["a", "--base", "./nowhere"], "--base: './nowhere' does not exist"),
+        (["a", "--base", "./ful"], "Did you mean full?"),
+        (["a", "--base", "./full"], "--base: "),
+        (["a", "--base", "a b"], "neither a path that exists nor a hub id"),
         (["a", "--base", " "], "--base: is empty"),
         (["a", "--list"], "--list: "),
     ],

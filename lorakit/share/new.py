@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.atomic_io import atomic_dir
-from lorakit.errors import UserError
+from lorakit.errors import BaseModelError, UserError
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.did_you_mean import nearest_file
 from lorakit.recipe.docs import json_schema
@@ -174,7 +174,19 @@ def _complete(draft: Path) -> tuple[list[str], Recipe]:
     except RecipeErrors as error:
         problems = [(_OPTIONS.get(one.path, one.path), one.reason, one.remedy) for one in error.problems]
         raise UserError(" ".join(f"{path}: {reason}. {remedy}" for path, reason, remedy in problems)) from error
+    _check_base(recipe)
     return sorted(str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()), recipe
+
+
+def _check_base(recipe: Recipe) -> None:
+    """Refuse, as a `UserError`, a base on this machine that `lorakit check` would refuse."""
+    from lorakit.plan import model_info
+
+    try:
+        model_info.refuse_by_config(recipe, model_info.find_model_info(recipe.model.base, recipe.model.revision))
+        model_info.check_local_base(recipe)
+    except BaseModelError as error:
+        raise UserError(f"--base: {error}") from error
 
 
 def default_base() -> str:
@@ -195,6 +207,10 @@ def _base_reference(base: str | None, folder: Path) -> str:
     if not base.strip():
         raise UserError(f"--base: is empty. Write for example {default_base()}, or leave it out.")
     path = absolute_path(base, _base_role(), Path.cwd())
+    if path is not None and not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for what it may not look at)
+        near = nearest_file(Path(path))
+        remedy = f"Did you mean {show_path(Path(path).with_name(near))}?" if near else "Write a hub id, or a folder."
+        raise UserError(f"--base: {quote(base)} does not exist. {remedy}")
     return base if path is None else relative_path(path, Path(os.path.abspath(folder)))  # noqa: PTH100
 
 

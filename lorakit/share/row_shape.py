@@ -52,10 +52,11 @@ def look_at_rows(path: Path) -> RowShape:
     sample = sample_source(source)
     broken, note = _count_broken(sample, show_path(path))
     total = round(sample.total)
-    share = held_out_share(total)
+    different = round(total * len({repr(row.record) for row in sample.rows}) / max(len(sample.rows), 1))
+    share = held_out_share(different)  # copies of a row stay on one side
     notes = [*notes, *([note] if note else [])]
     if share is None:
-        few = f"no rows are held out, since there are too few ({total:,})"
+        few = f"no rows are held out, since too few are different ({different:,} of {total:,})"
         notes.append(f"data.eval: {few}. Name a file of other rows there to have scores.")
     name = str(sample.opened.format)
     return RowShape(
