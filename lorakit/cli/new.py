@@ -31,7 +31,7 @@ def new(
         typer.Option(
             "--base",
             metavar="MODEL",
-            help="The base model: a hub id or a path. By default a small one that trains on any machine.",
+            help="The base model: a hub id or a path. By default a small one, which is then named.",
         ),
     ] = None,
     list_tasks: Annotated[bool, typer.Option("--list", help="Show the tasks of the gallery.")] = False,

@@ -15,7 +15,7 @@ _ANSWERS = (
     "sql", "code",
 )  # fmt: skip
 _QUESTIONS = {"question", "query", "instruction", "prompt", "input", "request", "ask"}
-# Columns with these words say something of the row, and are not what is asked.
+# Columns with these words say something of the row, and are not a question.
 _ABOUT = {"id", "ids", "uuid", "guid", "idx", "index", "url", "uri", "link", "hash", "timestamp", "date", "created"}
 _ABOUT |= {"updated", "role", "split"}
 _READ_BY_ITSELF = {"system", "tools", "task"}
@@ -38,21 +38,23 @@ def guess_template(records: Sequence[Mapping[str, Any]]) -> TemplateGuess | None
     texts = [name for name in plain if any(isinstance(record.get(name), str) for record in records)]
     about = [name for name in plain if not _ABOUT.isdisjoint(_words(name))]
     answer = _answer_among([name for name in plain if name not in about], texts)
-    asked = [name for name in texts if name not in (answer, *about)][:_MOST_COLUMNS]
-    if answer is None or not asked:
+    questions = [name for name in texts if name not in (answer, *about)][:_MOST_COLUMNS]
+    if answer is None or not questions:
         return None
-    asked.sort(key=lambda name: not _QUESTIONS.isdisjoint(_words(name)))
+    questions.sort(key=lambda name: not _QUESTIONS.isdisjoint(_words(name)))
     places = dict[str, str]()
-    for name in (*asked, answer):
+    for name in (*questions, answer):
         places[name] = _place(name, [*names, *places.values()])
-    lines = [f"{_label(name)}: {{{places[name]}}}" if asked[1:] else f"{{{places[name]}}}" for name in asked]
+    lines = [f"{_label(name)}: {{{places[name]}}}" if questions[1:] else f"{{{places[name]}}}" for name in questions]
     settings: dict[str, Any] = {"user": "\n".join(lines), "assistant": f"{{{places[answer]}}}"}
-    lacking = [name for name in asked if any(find_value(record, name) is None for record in records)]
+    lacking = [name for name in questions if any(find_value(record, name) is None for record in records)]
     if lacking:
         settings["missing"] = {places[name]: "" for name in lacking}
     columns = {place: name for name, place in places.items() if place != name}
-    shown = one_line(", ".join(map(repr, asked)), 200)
-    why = f"It is taken that {answer!r} answers, and that {shown} {'are' if asked[1:] else 'is'} asked: look at both."
+    shown = one_line(", ".join(map(repr, questions)), 200)
+    why = (
+        f"It is taken that {answer!r} answers, and that {shown} {'are' if questions[1:] else 'is'} asked: look at both."
+    )
     return TemplateGuess(settings, columns, why)
 
 
