@@ -37,6 +37,7 @@ from lorakit.plan.memory import Memory, SizedRun, size_run
 from lorakit.plan.model_info import ModelInfo, beyond_training, load_template, read_model_info, refuse_by_config
 from lorakit.progress import Progress, Silent
 from lorakit.recipe.adapter_kind import effective_model, trains_all
+from lorakit.recipe.chat_templates import template_file
 from lorakit.recipe.data_files import is_pattern
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data, Model, Recipe
@@ -279,11 +280,12 @@ def _open_inputs(
 
 
 def _template_places(own: str | None, run: Run) -> list[str | None]:
-    """Where the chat template of a run may lie: at the recipe's own path, and beside what the run trained."""
+    """Where the chat template of a run may lie: at the recipe's own path, or as this lorakit has it by that name, and
+    beside what the run trained."""
     if own is None:
         return [None]
     copies = (folder / "chat_template.jinja" for folder in (run.adapter, run.model))
-    return [one for one in (own, *map(str, copies)) if Path(one).is_file()] or [own]
+    return [one for one in (own, *map(str, copies)) if template_file(one).is_file()] or [own]
 
 
 def refuse_other_base(prepared: Prepared, manifest: dict[str, Any], folder: Path, remedy: str = "") -> None:

@@ -150,8 +150,11 @@ def test_a_template_that_is_the_bases_own_is_the_same(folder):
     own = imported(folder, text.replace("org/base", "meta-llama/Meta-Llama-3-8B-Instruct"))
     assert not own.refused
     other = imported(folder, text.replace("org/base", "meta-llama/Llama-3.2-1B-Instruct"))
-    assert not other.refused and "chat_template: ./recipe.jinja" in str(other.text)
-    assert ["<|eot_id|>" in text for text in other.files.values()] == [True]
+    assert not other.refused and "chat_template: llama-3 " in str(other.text) and not other.files
+    text = text_of("llama-factory", "the least").replace("template: default", "") + "template: llama3\n"
+    untrimmed = imported(folder, text)
+    assert not untrimmed.refused and "chat_template: ./recipe.jinja" in str(untrimmed.text)
+    assert [("<|eot_id|>" in text, "trim" in text) for text in untrimmed.files.values()] == [(True, False)]
 
 
 def test_a_template_by_name_brings_its_system_prompt(folder):

@@ -34,7 +34,7 @@ def generate_docs():
         ("data.max_length", "a whole number of at least 8"),
         ("data.overlong", "one of drop, truncate, split, error"),
         ("model.double_quant", "true or false"),
-        ("model.chat_template", "a path, or null"),
+        ("model.chat_template", "a name such as chatml, or a path, or null"),
         ("data.columns", "a mapping, each value a text"),
         ("train.warmup", "a fraction of the steps from 0 to below 1, or a whole number of steps"),
     ],

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from lorakit.errors import BaseModelError, UserError, first_line
 from lorakit.model.config_values import is_size, read_json
 from lorakit.model.resolve import Base
+from lorakit.recipe.chat_templates import is_template_name, template_file
 
 # What transformers raises on files that are damaged, or hold values that it cannot compute with.
 DAMAGED = (
@@ -42,7 +43,8 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(base: Base, chat_template: str | None) -> Any:
-    """The base's tokenizer, with the recipe's chat template or its own if any; UserError where one cannot be read."""
+    """The base's tokenizer, with the chat template that is given (a name of lorakit's, or a path) or its own if any;
+    UserError where one cannot be read."""
     config = _brief_config(base.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, config=config, trust_remote_code=False)
@@ -64,8 +66,10 @@ def load_tokenizer(base: Base, chat_template: str | None) -> Any:
         tokenizer.chat_template, tokenizer.named_templates = None, sorted(named)
     if chat_template is not None:
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = template_file(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            if is_template_name(chat_template):
+                raise UserError(f"model.chat_template: this version of lorakit has no {chat_template}.") from error
             problem = f"{chat_template} cannot be read: {error}"
             raise UserError(f"model.chat_template: {problem}. Save it as UTF-8.") from error
     return tokenizer

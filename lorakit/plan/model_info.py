@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from lorakit.model.resolve import BUNDLED_MODELS, Base, bundled_file, converted_
 from lorakit.model.spec import ModelSpec, is_known_family, spec_from_config
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.attention import is_plain_attention
+from lorakit.recipe.chat_templates import is_named, template_file
 from lorakit.recipe.export_target import parse_target
 from lorakit.recipe.schema import Model, Recipe, Spectrum
 
@@ -167,6 +169,11 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
     folder = local or (None if path.is_absolute() else hub_snapshot(model.base, model.revision))
     if model.template_variables or model.template_date != "auto":
         _check_template(model, folder)
+    if folder and is_named(model.chat_template):
+        from lorakit.data.template_tokens import check_template_tokens, tokens_in
+
+        if has_token := tokens_in(folder):
+            check_template_tokens(str(model.chat_template), model.base, has_token)
     if folder:
         check_base_files(folder, complete and folder == local)
     if local and complete and not has_tokenizer(local):
@@ -189,7 +196,7 @@ def _check_template(model: Model, folder: Path | None) -> None:
         writes_date,
     )
 
-    own = Path(model.chat_template) if model.chat_template else None
+    own = template_file(model.chat_template) if model.chat_template else None
     if model.template_variables:
         check_template_variables(folder, own, model.template_variables)
     if model.template_date != "auto" and (templates := read_templates(folder, own)):
@@ -202,10 +209,14 @@ def load_template(recipe: Recipe, base: Base) -> "ChatTemplate":
     # transformers, and torch with it
     from lorakit.data.chat_template import ChatTemplate
     from lorakit.data.template_source import check_template_date, writes_date
+    from lorakit.data.template_tokens import check_template_tokens, is_single_token
     from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_words
 
     quiet_libraries()
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
+    if is_named(recipe.model.chat_template):
+        name, has_token = str(recipe.model.chat_template), partial(is_single_token, tokenizer)
+        check_template_tokens(name, base.name, has_token, bool(tokenizer.eos_token))
     given, writes = recipe.model.template_date, writes_date(tokenizer.chat_template)
     check_template_date(given, writes)
     template = ChatTemplate(

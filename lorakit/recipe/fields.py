@@ -17,7 +17,8 @@ class PathRole:
 
     `or_hub`: a string that is not a path is a hub id. `suffixes`: endings that only a path has. `or_folder`: a folder
     will do as well as a file. `of_data`: it names a data file, a folder of them, or a pattern such as `data/*.jsonl`.
-    `example`: what an error suggests. `inlined`: the key beside it that takes the file's text when a recipe is loaded.
+    `or_template`: a word without a dot or a slash names a chat template of lorakit's. `example`: what an error
+    suggests. `inlined`: the key beside it that takes the file's text when a recipe is loaded.
     """
 
     example: str
@@ -25,6 +26,7 @@ class PathRole:
     suffixes: tuple[str, ...] = ()
     or_folder: bool = False
     of_data: bool = False
+    or_template: bool = False
     inlined: str = ""
 
 
@@ -52,7 +54,7 @@ BaseModelRef = Annotated[
 DataRef = Annotated[
     NotEmpty, PathRole("data/train.jsonl", or_hub=True, suffixes=DATA_SUFFIXES, or_folder=True, of_data=True)
 ]
-FilePath = Annotated[NotEmpty, PathRole("template.jinja")]
+ChatTemplateRef = Annotated[NotEmpty, PathRole("template.jinja", or_template=True)]
 JinjaPath = Annotated[NotEmpty, PathRole("prompt.jinja", inlined="jinja_text")]
 AdapterRef = Annotated[NotEmpty, PathRole("runs/support-answers", or_folder=True)]
 OutputDir = Annotated[NotEmpty, Wording("a path", "runs/my-run")]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.recipe.adapter_kind import adapter_folder, initial_adapter
+from lorakit.recipe.chat_templates import CHAT_TEMPLATES, is_template_name
 from lorakit.recipe.data_files import KNOWN_SUFFIXES, TooManyFiles, data_files, data_suffix, is_pattern, pattern_start
-from lorakit.recipe.did_you_mean import nearest_file
+from lorakit.recipe.did_you_mean import nearest, nearest_file
 from lorakit.recipe.fields import PathRole
 from lorakit.recipe.problem import PathParts, Problem, dotted_name, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe
@@ -98,7 +99,7 @@ def _read_short_text(path: Path) -> str | tuple[str, str]:
 
 def absolute_path(text: str, role: PathRole, folder: Path) -> str | None:
     """The absolute path that `text` means, seen from `folder`; None when it is not a path."""
-    if "\0" in text:
+    if "\0" in text or (role.or_template and is_template_name(text)):
         return None
     # os.path rather than pathlib, which raises for `~nobody`.
     path = os.path.normpath(os.path.join(folder, os.path.expanduser(text)))  # noqa: PTH111, PTH118
@@ -134,15 +135,14 @@ def _complaint(node: Node, path: str | None, role: PathRole, key: PathParts) -> 
     exists, is_many = path is not None and os.path.exists(path), bool(path) and is_pattern(path or "")  # noqa: PTH110
     if (variable := find_variable(text)) and not exists and not is_many:
         return refuse_variable(text, variable)
+    if path is None and role.or_template and is_template_name(text):
+        return _unknown_template(text, node.place.folder)
     if path is None:
         return _no_hub_id(text, role, key == ("data", "eval"))
     if role.of_data and (is_many or os.path.isdir(path)):  # noqa: PTH112
         return _no_data_files(text, Path(path))
     if not exists:
-        remedy = _nearest_path(text, Path(path))
-        if key == ("model", "chat_template") and re.fullmatch(r"[\w-]+", text) and not nearest_file(Path(path)):
-            remedy = "Write the path of a .jinja file, or remove the line for the tokenizer's own template."
-        return f"{quote(text)} does not exist", remedy
+        return f"{quote(text)} does not exist", _nearest_path(text, Path(path))
     if os.path.isdir(path):  # noqa: PTH112
         refused = f"{quote(text)} is a folder, not a file", "Write the path of a file in it."
         return None if role.or_folder else refused
@@ -160,6 +160,17 @@ def _without_address(text: str, role: PathRole) -> str:
     if role.of_data:
         return "Download the file and write its path."
     return f"Write {'the hub id' if role.or_hub else 'the path'}, for example {role.example}."
+
+
+def _unknown_template(name: str, folder: Path) -> tuple[str, str] | None:
+    """Why a word names no chat template, and what to write instead; None for one that does."""
+    if name in CHAT_TEMPLATES:
+        return None
+    near, names = nearest(name, CHAT_TEMPLATES, parts=True), ", ".join(CHAT_TEMPLATES)
+    file = next((one for one in (name, f"{name}.jinja") if (folder / one).is_file()), None)
+    remedy = f"Write ./{file} for the file." if file else f"Did you mean {near}?" if near else ""
+    remedy = f"{remedy} A word is one of {names}; a file's name has an ending or a slash." if not file else remedy
+    return f"{quote(name)} is not a chat template of lorakit's", remedy.strip()
 
 
 def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | None:

@@ -11,11 +11,11 @@ from lorakit.recipe.fields import (
     AdapterRef,
     Auto,
     BaseModelRef,
+    ChatTemplateRef,
     CleanAction,
     DataRef,
     Day,
     ExportWord,
-    FilePath,
     Interval,
     LayerNumbers,
     LayerRange,
@@ -81,8 +81,9 @@ class Model(Section):
         "auto", "eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention"
     ] = "auto"
     """The attention implementation. `varlen` is torch's own FlashAttention over rows that are packed end to end."""
-    chat_template: FilePath | None = None
-    """A `.jinja` file used instead of the tokenizer's own chat template."""
+    chat_template: ChatTemplateRef | None = None
+    """Used instead of the tokenizer's own chat template: one of lorakit's by its name (docs/chat-templates.md), or a \
+`.jinja` file. A word without a dot or a slash is a name."""
     template_variables: dict[NotEmpty, TemplateValue] = {}
     """Variables that the chat template reads -> their values, such as {enable_thinking: false}, for training and \
 evaluation alike."""

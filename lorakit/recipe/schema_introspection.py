@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from lorakit.recipe.chat_templates import CHAT_TEMPLATES
 from lorakit.recipe.fields import PathRole, Wording
 from lorakit.recipe.problem import PathParts
 
@@ -151,6 +152,8 @@ def _describe(one: Alternative) -> str:
     if one.section:
         return f"a mapping with the keys {', '.join(fields(one.section))}"
     if role:
+        if role.or_template:
+            return f"a name such as {next(iter(CHAT_TEMPLATES))}, or a path"
         return "a path or a hub id" if role.or_hub else "a path"
     return {type(None): "null", bool: "true or false"}.get(one.kind, "a text")
 

@@ -23,6 +23,7 @@ from lorakit.model.resolve import Base
 from lorakit.model.tokenizer import stop_token_ids
 from lorakit.prepare import Prepared
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, effective_model, initial_adapter, trains_all
+from lorakit.recipe.chat_templates import is_named, template_file
 from lorakit.recipe.init_adapter import read_adapter_settings
 from lorakit.recipe.load import to_yaml
 from lorakit.recipe.paths import input_paths
@@ -121,6 +122,8 @@ def pinned_facts(recipe: Recipe, base: Base, tokenizer: Any) -> dict[str, Any]:
         files = ("adapter_config.json", "adapter_model.safetensors")
         adapter_from = {"folder": str(folder), "sha256": {name: sha256_of(folder / name) for name in files}}
     data = file_sha256s(recipe.data)
+    named = recipe.model.chat_template if is_named(recipe.model.chat_template) else None
+    shipped = {f"chat template {named}": sha256_of(template_file(named))} if named else {}
     others = sorted(path for path in inputs if path.is_file() and str(path) not in data and path != Path(base.name))
     return {
         "versions": versions(),
@@ -134,7 +137,7 @@ def pinned_facts(recipe: Recipe, base: Base, tokenizer: Any) -> dict[str, Any]:
         },
         "adapter_from": adapter_from,
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
-        "inputs": {str(path): sha256_of(path) for path in others},
+        "inputs": {str(path): sha256_of(path) for path in others} | shipped,
         "data": {"files": data, "commits": hub_commits(recipe.data)},
     }
 

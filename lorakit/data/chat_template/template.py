@@ -17,6 +17,7 @@ from lorakit.data.chat_template.controls import ControlTexts, find_control_texts
 from lorakit.data.chat_template.template_probe import AnswerProbe, TemplateMessage, ThoughtFormat
 from lorakit.data.rows import Message, RowError
 from lorakit.data.template_source import TemplateVariables, as_yaml, clock_at, compile_bounded, find_variables
+from lorakit.data.template_tokens import is_single_token, usable_templates
 from lorakit.errors import UserError
 
 _SECONDS, _MEMORY = 10, 2 << 30  # a template writes a conversation in milliseconds
@@ -24,10 +25,10 @@ _SECONDS, _MEMORY = 10, 2 << 30  # a template writes a conversation in milliseco
 _AROUND, _TIMES = 1 << 20, 8
 REFUSED = "the chat template refuses the conversation"
 _FIX = "Fix the template, or write another."
-_NO_TEMPLATE = (
-    "model.base: it has no chat template, which conversations need. Give one with model.chat_template, a .jinja file "
-    "such as {% for m in messages %}{{ m['content'] + ('\\n' if m['role'] != 'assistant' else eos_token) }}{% endfor %}"
-    ", or train documents (data.format: text)."
+_NO_TEMPLATE = "model.base: it has no chat template, which conversations need."
+_OWN_TEMPLATE = (
+    "a .jinja file such as {% for m in messages %}{{ m['content'] + ('\\n' if m['role'] != 'assistant' else eos_token) "
+    "}}{% endfor %}, or train documents (data.format: text)."
 )
 
 
@@ -129,7 +130,9 @@ class ChatTemplate:
         if not self.tokenizer.chat_template:
             names = ", ".join(getattr(self.tokenizer, "named_templates", ()))
             others = f" Its tokenizer has {names}, and no default: put one of these into a file." if names else ""
-            raise NoChatTemplate(_NO_TEMPLATE + others)
+            usable = usable_templates(partial(is_single_token, self.tokenizer), bool(self.tokenizer.eos_token))
+            named = f"one of {', '.join(usable)}, whose tokens it has, or " if usable else ""
+            raise NoChatTemplate(f"{_NO_TEMPLATE} Give one with model.chat_template: {named}{_OWN_TEMPLATE}{others}")
         source = self.tokenizer.get_chat_template(tools=tools)
         if "*" in source:  # never compiled without these bounds: jinja computes constants while it compiles
             compiled = compile_bounded(_compile_jinja_template("").environment, source)

@@ -1,8 +1,8 @@
-"""Chat templates that a tool has by name: those that are the base's own, and simple ones that are written beside the
-recipe."""
+"""Chat templates that a tool has by name: those that are the base's own, and those that are one of lorakit's."""
 
 import re
 
+from lorakit.recipe.chat_templates import template_file
 from lorakit.share.importing.conversion import Conversion
 
 OWN_TEMPLATES = {
@@ -23,30 +23,20 @@ OWN_TEMPLATES = {
 }
 """A tool's template -> the bases whose own it is: the tool's text, compared with the base's tokenizer_config.json."""
 
-_CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-_LLAMA_3 = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + CONTENT + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-_WRITTEN = {
-    "Axolotl": {
-        "chatml": (_CHATML, ""),
-        "llama3": (_LLAMA_3.replace("CONTENT", "message['content'] | trim"), ""),
-    },
+_SAME_TEXT = {
+    "Axolotl": {"chatml": ("chatml", True, ""), "llama3": ("llama-3", True, "")},
     "LLaMA-Factory": {
-        "chatml": (_CHATML, ""),
-        "qwen": (_CHATML, _QWEN),
-        "qwen3_nothink": (_CHATML, ""),
-        "llama3": (_LLAMA_3.replace("CONTENT", "message['content']"), ""),
+        "chatml": ("chatml", True, ""),
+        "qwen": ("chatml", True, _QWEN),
+        "qwen3_nothink": ("chatml", True, ""),
+        "llama3": ("llama-3", False, ""),
     },
 }
-"""A tool's template -> the same in Jinja for messages without tools, and its system prompt for rows that have none
+"""A tool's template -> lorakit's that writes the same text for messages without tools; whether the tool takes white
+space around texts away where lorakit's does; and its system prompt for rows that have none
 (axolotl/utils/chat_templates, llamafactory/data/template.py)."""
+SEVERAL_TEMPLATES = "rows of the config have several chat templates, and a recipe has one"
 
 
 def chat_template(c: Conversion, key: str, name: str) -> None:
@@ -55,15 +45,17 @@ def chat_template(c: Conversion, key: str, name: str) -> None:
     pattern = OWN_TEMPLATES.get(c.tool, {}).get(name)
     if pattern and re.fullmatch(pattern, base):
         c.account(key, "same", to="model.chat_template: null", reason=f"{name} is the base's own chat template")
-    elif name in _WRITTEN.get(c.tool, {}):
-        text, system = _WRITTEN[c.tool][name]
-        if c.files and text not in c.files.values():
-            c.refuse(
-                key, "rows of the config have several chat templates, and a recipe has one", "Import one at a time."
-            )
+    elif name in _SAME_TEXT.get(c.tool, {}):
+        ours, is_trimmed, system = _SAME_TEXT[c.tool][name]
+        before, files = c.recipe.get("model.chat_template"), dict(c.files)
+        if is_trimmed:
+            c.map("model.chat_template", ours, key)
+        else:
+            c.write_template(template_file(ours).read_text(encoding="utf-8").replace(" | trim", ""), key)
+        if before not in (None, c.recipe["model.chat_template"]) or (files and files != c.files):
+            c.refuse(key, SEVERAL_TEMPLATES, "Import one at a time.")
             return
-        c.write_template(text, key)
-        c.note(f"{name} is written for messages without tools; the base's vocabulary must have its special tokens.")
+        c.note(f"{name} is for messages without tools; the base's vocabulary must have its special tokens.")
         if system and "data.system" not in c.recipe:
             c.map("data.system", system, note=f"the system prompt of {name}")
     else:

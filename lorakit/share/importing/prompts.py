@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from lorakit.share.importing.chat_templates import SEVERAL_TEMPLATES
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.paths import is_local
 
@@ -132,6 +133,9 @@ def begins_with_bos(c: Conversion) -> bool | None:
 def write_plain_template(c: Conversion, key: str) -> bool:
     """A chat template that writes prompts and answers as they stand, with an end of sequence after each answer, as a
     file beside the recipe; whether it could be written."""
+    if c.recipe.get("model.chat_template") is not None:
+        c.refuse(key, SEVERAL_TEMPLATES, "Import one at a time.")
+        return False
     bos = begins_with_bos(c)
     if bos is None:
         reason = "whether the tokenizer begins a text with a token of its own is not known from the base's name"
