@@ -216,7 +216,7 @@ def test_devices_and_pipes_are_no_files_of_a_recipe(recipe_file, tmp_path, lorak
     os.mkfifo(tmp_path / "pipe")
     for section in (
         {"model": {"chat_template": "/dev/zero"}},
-        {"model": {"chat_template": "pipe"}},
+        {"model": {"chat_template": "./pipe"}},
         {"evaluate": {"metrics": [{"json-schema": {"schema": "/dev/zero"}}]}},
     ):
         code, _, err = lorakit("check", recipe_file(**section))
