@@ -84,6 +84,16 @@ SHAPES = {
         "auto",
         {"messages": "dialogue"},
     ),
+    "alpaca with the rendered text besides": (
+        [{"instruction": f"Do {i * i}.", "input": "", "output": f"did {i}", "text": f"### Do {i}"} for i in range(60)],
+        "alpaca",
+        {},
+    ),
+    "a text and its class in other letters": (
+        [{"Text": f"thing {i * i}", "Category": "ab"[i % 2], "Source": "mail"} for i in range(60)],
+        {"template": {"user": "{Text}", "assistant": "{Category}"}},
+        {},
+    ),
     "own columns": (
         TICKETS,
         {
@@ -116,7 +126,7 @@ def test_the_rows_say_format_and_columns_and_the_recipe_passes_check_and_data(
     shape = json.loads(out)["data"]
     assert shape["rows"] == 60 and shape["exact"]
     notes = " ".join(shape["notes"])
-    assert ("guess" in notes) == isinstance(row_format, dict)
+    assert ("guess" in notes) == (row_format != "auto")
     assert command("check", "task/recipe.yaml")[0] == 0
     code, out, err = command("data", "task/recipe.yaml", "--json")
     assert code == 0, err
@@ -181,6 +191,7 @@ def test_the_share_that_is_held_out_goes_by_the_number_of_rows():
     [
         (["my task"], "Write for example my-task."),
         (["."], "does not end in a name"),
+        (["new/../full"], "is not empty"),
         (["full"], "is not empty"),
         (["file.txt"], "is not a folder"),
         (["file.txt/task"], "cannot hold the new folder"),

@@ -1,5 +1,6 @@
 """`lorakit new`"""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,6 +54,7 @@ def new(
         raise UserError("--from copies a task with its rows, --data starts one from yours. Leave one of them out.")
     from lorakit.share.new import start_from_gallery, start_recipe
 
+    folder = Path(os.path.normpath(folder))
     made = start_recipe(folder, base, data) if task is None else start_from_gallery(folder, task, base)
     if as_json:
         from lorakit import console

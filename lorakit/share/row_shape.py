@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.amounts import counted
-from lorakit.data.formats.columns import detect, is_readable
+from lorakit.data.formats.columns import detect, is_empty, is_readable, required_columns
 from lorakit.data.formats.preference_data import refuse_preference_data
 from lorakit.data.readers import files_in, read_file
 from lorakit.data.rows import RowError
@@ -107,12 +107,18 @@ def _unnamed_source(path: Path, records: Sequence[dict[str, Any]], error: UserEr
     """As `_fitting_source`, for rows whose format cannot be told from the names of their columns; else the `error`."""
     if not _lacks_a_format(records, path):
         raise error
-    if columns := next(_columns_that_fit(records, path), None):
+    if name := _one_of_several(records):
+        what = f"the columns fit several formats, of which {name} has whole answers"
+        return _source(path, name), [f"data.format is a guess, since {what}. Look at lorakit data."]
+    fitting = list(_columns_that_fit(records, path))
+    columns = next((columns for columns, conversations in fitting if conversations), None)
+    guess = None if columns else guess_template(records)
+    if guess is None:
+        columns = columns or next((columns for columns, _ in fitting), None)
+        if columns is None:
+            raise error
         shown = ", ".join(f"{our!r} is their {their!r}" for our, their in columns.items())
         return _source(path, columns=columns), [f"data.columns: {one_line(shown, 200)}."]
-    guess = guess_template(records)
-    if guess is None:
-        raise error
     guessed = _source(path, {"template": guess.settings}, guess.columns)
     open_source(guessed)
     why = "the names of the columns do not tell what the rows are"
@@ -142,9 +148,18 @@ def _lacks_a_format(records: Sequence[dict[str, Any]], path: Path) -> bool:
     return False
 
 
-def _columns_that_fit(records: Sequence[dict[str, Any]], path: Path) -> Iterator[dict[str, str]]:
-    """Columns (ours -> theirs) with which a format reads the rows: lists of messages under another name, and names that
-    differ from ours in letter case, spaces and the like."""
+def _one_of_several(records: Sequence[dict[str, Any]]) -> str | None:
+    """The first format of conversations that reads these rows, which no format fits alone: where a column holds the
+    rendered text besides, as in Alpaca's files, it is not the rows."""
+    filled = {name for record in records for name, value in record.items() if not is_empty(value)}
+    entries = [entry for entry in FORMATS if entry.columns and entry.conversations]
+    fitting = [one.name for one in entries if not any(filled.isdisjoint(names) for names in required_columns(one))]
+    return next((name for name in fitting if is_readable(name, None, records[:_TRIED_ROWS], "")), None)
+
+
+def _columns_that_fit(records: Sequence[dict[str, Any]], path: Path) -> Iterator[tuple[dict[str, str], bool]]:
+    """Columns (ours -> theirs) with which a format reads the rows, and whether as conversations: lists of messages
+    under another name, and names that differ from ours in letter case, spaces and the like."""
     names = dict.fromkeys(name for record in records for name in record)
     ours = {name for entry in FORMATS for names in entry.columns for name in _alternatives(names)}
     folded = {_fold(our): our for our in ours}
@@ -157,7 +172,7 @@ def _columns_that_fit(records: Sequence[dict[str, Any]], path: Path) -> Iterator
         except UserError:  # these columns do not fit, others may
             continue
         if is_readable(opened.format, None, [rename_columns(one, columns) for one in records[:_TRIED_ROWS]], ""):
-            yield columns
+            yield columns, opened.format is not None and FORMATS[opened.format].conversations
 
 
 def _alternatives(names: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ _QUESTIONS = {"question", "query", "instruction", "prompt", "input", "request", 
 # Columns with these words say something of the row, and are not a question.
 _ABOUT = {"id", "ids", "uuid", "guid", "idx", "index", "url", "uri", "link", "hash", "timestamp", "date", "created"}
 _ABOUT |= {"updated", "role", "split"}
+_LABELS = {"category", "class", "label", "labels", "intent", "sentiment", "source", "score", "type", "topic"}
 _READ_BY_ITSELF = {"system", "tools", "task"}
 _MOST_COLUMNS = 8
 
@@ -38,7 +39,8 @@ def guess_template(records: Sequence[Mapping[str, Any]]) -> TemplateGuess | None
     texts = [name for name in plain if any(isinstance(record.get(name), str) for record in records)]
     about = [name for name in plain if not _ABOUT.isdisjoint(_words(name))]
     answer = _answer_among([name for name in plain if name not in about], texts)
-    questions = [name for name in texts if name not in (answer, *about)][:_MOST_COLUMNS]
+    others = [name for name in texts if name not in (answer, *about)]
+    questions = [name for name in others if _LABELS.isdisjoint(_words(name))][:_MOST_COLUMNS] or others[:1]
     if answer is None or not questions:
         return None
     questions.sort(key=lambda name: not _QUESTIONS.isdisjoint(_words(name)))
@@ -52,9 +54,8 @@ def guess_template(records: Sequence[Mapping[str, Any]]) -> TemplateGuess | None
         settings["missing"] = {places[name]: "" for name in lacking}
     columns = {place: name for name, place in places.items() if place != name}
     shown = one_line(", ".join(map(repr, questions)), 200)
-    why = (
-        f"It is taken that {answer!r} answers, and that {shown} {'are' if questions[1:] else 'is'} asked: look at both."
-    )
+    verb = "are" if questions[1:] else "is"
+    why = f"It is taken that {one_line(repr(answer))} answers, and that {shown} {verb} asked: look at both."
     return TemplateGuess(settings, columns, why)
 
 
