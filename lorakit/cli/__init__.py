@@ -50,8 +50,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune a language model with LoRA from one YAML file, a [bold]recipe[/bold].\n\n"
-    "A first session: [cyan]lorakit check RECIPE[/cyan], [cyan]lorakit data RECIPE[/cyan], "
-    "[cyan]lorakit train RECIPE[/cyan], [cyan]lorakit eval RUN[/cyan], [cyan]lorakit merge RUN[/cyan].",
+    "A first session: [cyan]lorakit new NAME[/cyan], [cyan]lorakit check RECIPE[/cyan], "
+    "[cyan]lorakit data RECIPE[/cyan], [cyan]lorakit train RECIPE[/cyan], "
+    "[cyan]lorakit eval RUN[/cyan], [cyan]lorakit merge RUN[/cyan].",
     epilog="Exit codes: 0 done, 1 the run failed, 2 the recipe, the data or the arguments are wrong, 130 interrupted.",
 )
 
