@@ -13,6 +13,7 @@ from data_masks import assert_exact, examples, prompt
 from eval_runs import make_run
 from recipe_files import loaded
 
+from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.template_tokens import check_template_tokens, is_single_token, tokens_in
 from lorakit.errors import UserError
 from lorakit.plan.model_info import check_local_base
@@ -107,7 +108,7 @@ def test_a_system_prompt_of_mistral_stays_in_the_first_question():
     )
 
 
-@pytest.mark.parametrize("kind", ["bytes", "pieces, space first"])
+@pytest.mark.parametrize("kind", ["bytes", pytest.param("pieces, space first", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_labels_are_the_answers_with_the_token_that_ends_them(name, kind):
     family = family_of(name)
@@ -199,12 +200,23 @@ def test_a_word_is_a_name_and_anything_else_a_path(tmp_path):
         assert recipe.model.chat_template == means
         (tmp_path / "again.yaml").write_text(to_yaml(recipe, tmp_path))
         assert load(tmp_path / "again.yaml").recipe.model.chat_template == means
-    assert "Did you mean llama-3? A word is one of chatml, chatml-tools, llama-3" in refusal("llama3")
+    assert "Did you mean llama-3? lorakit has chatml, chatml-tools, llama-3" in refusal("llama3")
     assert "Did you mean chatml?" in refusal("ChatLM")
-    assert "'alpaca' is not a chat template of lorakit's. A word is one of chatml" in refusal("alpaca")
+    assert "'alpaca' is not a chat template's name. lorakit has chatml" in refusal("alpaca")
     assert "Write ./own for the file." in refusal("own")
     assert "Write ./other.jinja for the file." in refusal("other")
     assert "does not exist. Did you mean" in refusal("./chatlm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_ollama_gets_the_same_text(name):
+    from lorakit.export.ollama import learn_proved_shape
+    from lorakit.export.ollama_template import write_go_template
+
+    family = family_of(name)
+    template = ChatTemplate(family.tokenizer(), stop_words=family.stops)
+    assert write_go_template(learn_proved_shape(template))  # proved on 160 conversations
 
 
 @pytest.fixture(scope="module")

@@ -168,9 +168,9 @@ def _unknown_template(name: str, folder: Path) -> tuple[str, str] | None:
         return None
     near, names = nearest(name, CHAT_TEMPLATES, parts=True), ", ".join(CHAT_TEMPLATES)
     file = next((one for one in (name, f"{name}.jinja") if (folder / one).is_file()), None)
-    remedy = f"Write ./{file} for the file." if file else f"Did you mean {near}?" if near else ""
-    remedy = f"{remedy} A word is one of {names}; a file's name has an ending or a slash." if not file else remedy
-    return f"{quote(name)} is not a chat template of lorakit's", remedy.strip()
+    known = f"lorakit has {names}; a path has a dot or a slash, and null is the tokenizer's own template."
+    remedy = f"Write ./{file} for the file." if file else f"Did you mean {near}? {known}" if near else known
+    return f"{quote(name)} is not a chat template's name", remedy
 
 
 def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | None:
