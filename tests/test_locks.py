@@ -20,10 +20,9 @@ import os, sys, time
 from pathlib import Path
 from lorakit.run_dir import open_run
 with open_run(Path(sys.argv[1]), resume=False, overwrite=False):
-    child = os.fork()
-    if child == 0:
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # it has let go of the lock by now
         time.sleep(600)
-    print(child, flush=True)
     sys.stdin.read()
 """
 
