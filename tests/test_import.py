@@ -137,6 +137,42 @@ def test_a_written_text_field_makes_rows_of_the_hub_texts(folder):
     assert "format: messages" in str(messages.text)
 
 
+@pytest.mark.parametrize(
+    ("tool", "lines", "key", "value"),
+    [
+        ("axolotl", "bf16: false", "model.dtype", "float32"),
+        ("axolotl", "bf16: false\nload_in_8bit: true", "model.dtype", "float16"),
+        ("axolotl", "bf16: full", "model.dtype", "bfloat16"),
+        ("axolotl", "warmup_steps: 0\nwarmup_ratio: 0.1", "train.warmup", 0),
+        ("unsloth", "training: {lr_scheduler_type: constant}", "train.warmup", 0),
+        ("unsloth", "training: {lr_scheduler_type: constant_with_warmup}", "train.warmup", 5),
+    ],
+)
+def test_what_is_off_there_is_off_here(folder, tool, lines, key, value):
+    common = {key: value for key, value in yaml.safe_load(_COMMON[tool]).items() if key not in yaml.safe_load(lines)}
+    result = imported(folder, yaml.safe_dump(common) + lines)
+    assert at(recipe_of(result, folder), key) == value and not result.refused
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ("datasets: [{path: rows.jsonl, type: chat_template, split: 'train[:10%]'}]", "datasets[0].split"),
+        ("peft_init_lora_weights: pissa_niter_many", "peft_init_lora_weights"),
+    ],
+)
+def test_a_value_that_no_recipe_can_say_is_refused(folder, lines, key):
+    common = {key: value for key, value in yaml.safe_load(_COMMON["axolotl"]).items() if key not in lines}
+    assert [one.key for one in imported(folder, yaml.safe_dump(common) + lines).refused] == [key]
+
+
+def test_the_config_is_never_replaced_by_the_recipe(folder, lorakit):
+    (folder / "config.yml").write_text(text_of("axolotl", next(iter(_CASES["axolotl"]))), encoding="utf-8")
+    before = (folder / "config.yml").read_text(encoding="utf-8")
+    code, _, err = lorakit("import", "config.yml", "-o", "config.yml", "--overwrite")
+    assert code == 2 and "is the config itself" in err and (folder / "config.yml").read_text() == before
+
+
 def test_a_part_import_leaves_a_place_for_rows_that_are_not_known(folder):
     (folder / "dataset_info.json").unlink()
     text = text_of("llama-factory", "the least")

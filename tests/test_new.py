@@ -105,6 +105,16 @@ SHAPES = {
         },
         {},
     ),
+    "an answer that is an object": (
+        [{"context": f"c{i * i}", "query": f"q{i}", "final_answer": {"sure": True, "n": i}} for i in range(60)],
+        {"template": {"user": "Context: {context}\nQuery: {query}", "assistant": "{final_answer}"}},
+        {},
+    ),
+    "a text before what is asked": (
+        [{"body": f"b{i * i}", "ask": f"a{i}"} for i in range(60)],
+        {"template": {"user": "{ask}", "assistant": "{body}"}},
+        {},
+    ),
     "names that no place can hold": (
         [{"What is {it}?": f"thing {i}", "Out:put": f"o{i * i}"} for i in range(60)],
         {"template": {"user": "{What_is_it}", "assistant": "{Out_put}"}},

@@ -1,10 +1,12 @@
 """`lorakit import`"""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lorakit.amounts import counted
 from lorakit.cli.options import Json
 from lorakit.errors import EXIT_FAILED, UserError
 
@@ -74,6 +76,8 @@ def import_(
         )
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists. Choose another with --output, or replace it with --overwrite.")
+    if config and output.exists() and config.exists() and output.samefile(config):
+        raise UserError(f"{output}: is the config itself, which is not replaced. Give another --output.")
     if output.is_dir():
         raise UserError(f"{output}: is a folder. Give the name of a file with --output.")
     source = read_config(config) if config else read_command(trl_command or "", "--trl-command", Path.cwd())
@@ -81,7 +85,7 @@ def import_(
     writes = result.text is not None and (partial or not result.refused)
     if writes:
         for file, text in result.files.items():
-            if file.exists() and not overwrite and file.read_text(encoding="utf-8") != text:
+            if file.exists() and not overwrite and file.read_bytes() != text.encode():
                 raise UserError(f"{file}: exists. Choose another --output, or replace it with --overwrite.")
         for file, text in {**result.files, output: result.text or ""}.items():
             write_atomic(file, text)
@@ -121,10 +125,10 @@ def _describe(one: Any) -> str:
 def _conclusion(result: "ImportResult", output: Path, writes: bool) -> str:
     refused = len(result.refused)
     if writes and not refused:
-        return f"written: {output}. Next: lorakit check {output}"
+        return f"written: {output}. Next: lorakit check {shlex.quote(str(output))}"
     if writes:
-        what = f"without {refused} refused keys: it does not do all that the config does"
-        return f"written: {output}, {what}. Next: lorakit check {output}"
+        what = f"without {counted(refused, 'refused key')}: it does not do all that the config does"
+        return f"written: {output}, {what}. Next: lorakit check {shlex.quote(str(output))}"
     if result.text is None:
         return f"nothing is written: {result.reason}"
     what = "a key is" if refused == 1 else f"{refused} keys are"

@@ -134,7 +134,9 @@ def _check_folder(folder: Path) -> str:
     if not accepts(annotation, name) or name == "..":
         near = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")
         remedy = f"Write for example {near}." if near else "Write for example my-task."
-        raise UserError(f"NAME: {quote(str(folder))} does not end in {describe(annotation)}. {remedy}")
+        raise UserError(
+            f"NAME: {quote(str(folder))} does not end in {describe(annotation).removesuffix(', or null')}. {remedy}"
+        )
     for parent in folder.absolute().parents:
         if os.path.lexists(parent) and not parent.is_dir():
             raise UserError(f"{show_path(parent)}: is a file, and cannot hold the new folder. Give another NAME.")

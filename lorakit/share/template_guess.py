@@ -38,7 +38,8 @@ def guess_template(records: Sequence[Mapping[str, Any]]) -> TemplateGuess | None
     plain = [name for name in names if name not in _READ_BY_ITSELF and _is_plain(records, name)]
     texts = [name for name in plain if any(isinstance(record.get(name), str) for record in records)]
     about = [name for name in plain if not _ABOUT.isdisjoint(_words(name))]
-    answer = _answer_among([name for name in plain if name not in about], texts)
+    objects = [name for name in names if name not in (*_READ_BY_ITSELF, *plain) and _is_filled(records, name)]
+    answer = _answer_among([name for name in (*plain, *objects) if name not in about], texts)
     others = [name for name in texts if name not in (answer, *about)]
     questions = [name for name in others if _LABELS.isdisjoint(_words(name))][:_MOST_COLUMNS] or others[:1]
     if answer is None or not questions:
@@ -64,17 +65,23 @@ def _is_plain(records: Sequence[Mapping[str, Any]], name: str) -> bool:
     return bool(values) and all(isinstance(value, str | int | float) for value in values)
 
 
+def _is_filled(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(record.get(name) not in (None, "", [], {}) for record in records)
+
+
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def _answer_among(names: Sequence[str], texts: Sequence[str]) -> str | None:
-    """The column whose name ends in the most telling word, or has it; else the last one of texts."""
+    """The column whose name ends in the most telling word, or has it; else the last one of texts that is not called a
+    question."""
     for among in (lambda words: words[-1:], lambda words: words):
         named = [(word, name) for name in names for word in among(_words(name)) if word in _ANSWERS]
         if named:
             return min(named, key=lambda pair: _ANSWERS.index(pair[0]))[1]
-    return next((name for name in reversed(texts) if name in names), None)
+    others = [name for name in texts if name in names and _QUESTIONS.isdisjoint(_words(name))]
+    return others[-1] if others else None
 
 
 def _place(name: str, names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from lorakit.share.importing.base_model import (
     quantization,
 )
 from lorakit.share.importing.conversion import Conversion
-from lorakit.share.importing.source import as_number
+from lorakit.share.importing.source import as_flag, as_number
 from lorakit.share.importing.verdicts import shown
 
 NAME = "Axolotl"
@@ -37,7 +37,7 @@ _SPEED_PLUGINS = """
 def convert(c: Conversion) -> None:
     """Read every key that has a counterpart."""
     base_model(c, "base_model", "model_revision" if c.has("model_revision") else "revision_of_model")
-    training.number_format(c, "bf16", "fp16", "auto", _more_formats(c))
+    training.number_format(c, "bf16", "fp16", _default_format(c), _more_formats(c))
     _quantization(c)
     _attention(c)
     _adapter(c)
@@ -47,7 +47,9 @@ def convert(c: Conversion) -> None:
     _batch(c)
     training.learning_rate(c, "learning_rate", None)
     training.schedule(c, "lr_scheduler", "cosine")
-    training.warmup(c, "warmup_steps", "warmup_ratio", 0.03)
+    ratio = "warmup_steps" if c.has("warmup_steps") else "warmup_ratio"  # steps of 0 decide there too
+    training.warmup(c, "warmup_steps", ratio, 0.03)
+    c.ignore("warmup_ratio" if c.has("warmup_steps") else (), "warmup_steps decides")
     training.optimizer(c, "optimizer", "adamw_torch_fused")
     c.map("train.weight_decay", float(c.number("weight_decay", 0.0)), "weight_decay")
     c.map("train.max_grad_norm", float(c.number("max_grad_norm", 1.0)), "max_grad_norm")
@@ -59,6 +61,13 @@ def convert(c: Conversion) -> None:
     if c.flag("dataset_exact_deduplication"):
         c.map("data.clean", {"duplicates": "fix"}, "dataset_exact_deduplication")
     c.map("output.dir", c.text("output_dir", "./model-out"), "output_dir")
+
+
+def _default_format(c: Conversion) -> str:
+    """What Axolotl takes where no format is on: bf16 is auto, and off only where it is written."""
+    if c.has("bf16") and as_flag(c.value("bf16")) is False:
+        return "float16" if c.flag("load_in_8bit") else "float32"
+    return "auto"
 
 
 def _more_formats(c: Conversion) -> dict[str, str]:
@@ -152,8 +161,9 @@ def _initialization(c: Conversion) -> None:
     start = c.value("peft_init_lora_weights", True)
     word = str(start).lower()
     kinds: dict[str, Any] = {"pissa": {"pissa": {"iterations": None}}, "olora": "olora", "eva": "eva"}
-    if word.startswith("pissa_niter_"):
-        kinds[word] = {"pissa": {"iterations": int(word.rpartition("_")[2])}}
+    iterations = as_number(word.removeprefix("pissa_niter_"))
+    if word.startswith("pissa_niter_") and isinstance(iterations, int):
+        kinds[word] = {"pissa": {"iterations": iterations}}
     if c.has("peft.loftq_config"):
         c.map("adapter.kind", "loftq", "peft.loftq_config.loftq_bits")
         if as_number(c.value("peft.loftq_config.loftq_bits", 4)) != 4:

@@ -9,6 +9,7 @@ from lorakit.share.importing.data_sources import (
     ImportedSource,
     conversations,
     read_place,
+    refuse_part,
     refuse_configuration,
     write_sources,
     write_training,
@@ -89,9 +90,7 @@ def _read_list(c: Conversion, name: str) -> list[ImportedSource]:
 def _read_entry(c: Conversion, at: str, entry: dict[str, Any]) -> list[ImportedSource]:
     split = str(entry.get("split") or "train")
     sources = read_place(c, at, "path", "data_files", split)
-    if any(sign in split for sign in "[%+") and sources and not is_local(c, sources[0].path):
-        c.refuse(f"{at}.split", "a part of a split cannot be named", "Write the split, and `take` in the recipe.")
-    elif c.has(f"{at}.split"):
+    if not refuse_part(c, f"{at}.split") and c.has(f"{at}.split"):
         here = sources and is_local(c, sources[0].path)
         c.account(
             f"{at}.split",

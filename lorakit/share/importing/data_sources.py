@@ -87,6 +87,15 @@ def refuse_configuration(c: Conversion, key: str) -> None:
         c.refuse(key, f"{_NO_CONFIGURATION}, and this names another", _DOWNLOAD)
 
 
+def refuse_part(c: Conversion, key: str) -> bool:
+    """Whether the split at a key is a part of one, or several, such as `train[:10%]`, which is then refused: a recipe
+    reads a whole file, or a whole split."""
+    is_part = any(sign in str(c.value(key, "")) for sign in "[%+")
+    if is_part:
+        c.refuse(key, "a part of a split cannot be named", "Write the split, and `take` in the recipe.")
+    return is_part
+
+
 def conversations(role: str, content: str, column: str, roles: dict[str, str]) -> tuple[Any, dict[str, str]] | str:
     """Messages of {role, content} under these names in a column -> format and columns, or why there are none.
 

@@ -132,7 +132,7 @@ def _kwargs(c: Conversion, key: str) -> dict[str, Any]:
 def warmup(c: Conversion, steps_key: str, ratio_key: str, default: float | int) -> None:
     """Warm-up steps, else a ratio of the run."""
     keys = [steps_key, ratio_key]
-    if c.settled.get("train.schedule") == "constant" and _is_plain_constant(c):
+    if c.settled.get("train.schedule") == "constant" and not _is_constant_with_warmup(c):
         c.ignore(keys, "transformers' schedule `constant` has no warm-up")
         c.map("train.warmup", 0, note="the schedule `constant` has none")
         return
@@ -154,9 +154,9 @@ def warmup(c: Conversion, steps_key: str, ratio_key: str, default: float | int) 
         c.map("train.warmup", default)
 
 
-def _is_plain_constant(c: Conversion) -> bool:
-    words = [str(c.value(key, "")) for key in ("lr_scheduler", "lr_scheduler_type")]
-    return "constant" in words
+def _is_constant_with_warmup(c: Conversion) -> bool:
+    keys = ("lr_scheduler", "lr_scheduler_type", "training.lr_scheduler_type")
+    return any(str(c.value(key, "")).lower().endswith("with_warmup") for key in keys)
 
 
 def optimizer(c: Conversion, key: str, default: str) -> None:
@@ -244,11 +244,17 @@ def best_model(c: Conversion) -> None:
 def number_format(c: Conversion, bf16: str, fp16: str, default: str, more: Mapping[str, str] = {}) -> None:
     """bf16 and fp16 -> `model.dtype`; `more` maps further switches to a word of ours, `default` where none is on."""
     switches = {bf16: "bfloat16", fp16: "float16", **more}
-    on = {key: ours for key, ours in switches.items() if c.value(key) not in ("auto",) and c.has(key) and c.flag(key)}
+    on = {key: ours for key, ours in switches.items() if c.has(key) and _is_on(c, key)}
     keys = [key for key in switches if c.has(key)]
     words = [*dict.fromkeys(on.values())]
     note = "the base's weights are rounded to it too" if words and words[0] != "float32" else ""
     c.map("model.dtype", words[0] if words else default, keys, note)
+
+
+def _is_on(c: Conversion, key: str) -> bool:
+    """Whether a number format is on; Axolotl's `full` is, without automatic mixed precision."""
+    word = c.value(key)
+    return word == "full" or (word != "auto" and c.flag(key))
 
 
 def gradient_checkpointing(c: Conversion, key: str) -> None:

@@ -8,6 +8,7 @@ from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import (
     ImportedSource,
     read_place,
+    refuse_part,
     refuse_configuration,
     write_sources,
     write_training,
@@ -38,6 +39,7 @@ def _one_dataset(c: Conversion) -> list[ImportedSource]:
     name = str(c.value("dataset_name"))
     if c.has("dataset_config"):
         refuse_configuration(c, "dataset_config")
+    refuse_part(c, "dataset_train_split")
     if reason := remote_reason(name):
         c.refuse("dataset_name", reason, "Download its files, and write their path.")
         return []
@@ -74,7 +76,8 @@ def _mixture(c: Conversion) -> list[ImportedSource]:
             c.refuse("datasets", "an entry is not a mapping with path", "Write - path: ...")
             continue
         read = read_place(c, at, "path", "data_files", str(c.value(f"{at}.split", "train")))
-        c.account(f"{at}.split", "mapped", to="split") if c.has(f"{at}.split") else None
+        if not refuse_part(c, f"{at}.split") and c.has(f"{at}.split"):
+            c.account(f"{at}.split", "mapped", to="split")
         if c.has(f"{at}.name"):
             refuse_configuration(c, f"{at}.name")
         share = c.number(f"{at}.fraction")
