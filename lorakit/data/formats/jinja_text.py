@@ -136,7 +136,8 @@ def render_jinja(source: str, record: Mapping[str, Any], missing: Mapping[str, s
             "the Jinja text reads what the row does not have", f"{one_line(str(error), 200)}{near}"
         ) from error
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise RowError("the Jinja text fails", f"{type(error).__name__}: {one_line(str(error), 200)}") from error
+        reason = one_line(str(error).rstrip("."), 200)
+        raise RowError("the Jinja text fails", f"{type(error).__name__}: {reason}") from error
     if len(text) > _AROUND + _TIMES * size:
         raise UserError(f"data.format: its Jinja text writes {len(text):,} characters for one row. {_FIX}")
     return text

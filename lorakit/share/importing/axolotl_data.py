@@ -9,8 +9,8 @@ from lorakit.share.importing.data_sources import (
     ImportedSource,
     conversations,
     read_place,
-    refuse_part,
     refuse_configuration,
+    refuse_part,
     write_sources,
     write_training,
 )

@@ -8,8 +8,8 @@ from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import (
     ImportedSource,
     read_place,
-    refuse_part,
     refuse_configuration,
+    refuse_part,
     write_sources,
     write_training,
 )
