@@ -103,11 +103,12 @@ def result_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 def result_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print named facts, one below the other, each beside its name."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
+    console = _console()
+    table.add_column(overflow="fold", style="bold", max_width=console.width * 3 // 5)
     table.add_column(overflow="fold")
     for name, fact in facts:
         table.add_row(_text(name), _text(fact))
-    _console().print(table, soft_wrap=False)
+    console.print(table, soft_wrap=False)
 
 
 def result_bars(title: str, bars: Sequence[tuple[str, int]]) -> None:

@@ -159,6 +159,7 @@ def test_what_is_off_there_is_off_here(folder, tool, lines, key, value):
     [
         ("datasets: [{path: rows.jsonl, type: chat_template, split: 'train[:10%]'}]", "datasets[0].split"),
         ("peft_init_lora_weights: pissa_niter_many", "peft_init_lora_weights"),
+        ("adapter: qlora", "adapter"),
     ],
 )
 def test_a_value_that_no_recipe_can_say_is_refused(folder, lines, key):

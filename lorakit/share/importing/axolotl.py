@@ -123,6 +123,9 @@ def _adapter(c: Conversion) -> None:
         else:
             c.refuse("adapter", f"lorakit has no {kind}", "Write adapter: lora.")
         return
+    is_quantized = c.flag("load_in_4bit") or c.has("gptq") or c.has("peft.weight_dtype")
+    if kind == "qlora" and not is_quantized:
+        c.refuse("adapter", "Axolotl's qlora needs load_in_4bit", "Write load_in_4bit: true, or adapter: lora.")
     if c.has("lora_model_dir"):
         c.refuse(
             "lora_model_dir",
