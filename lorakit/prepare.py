@@ -211,17 +211,20 @@ def open_template(recipe: Recipe, progress: Progress, revision: str | None = Non
     return base, load_template(recipe, base)
 
 
-def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tuple[Run, Prepared]:
+def reopen_run(
+    folder: Path, progress: Progress, base: str | None = None, option: str = "--base"
+) -> tuple[Run, Prepared]:
     """A finished run with what it was trained from, which must be what it was (UserError). `base` says where its base
-    model lies now, where that is another place. Its rows are read when they are needed."""
+    model lies now, where that is another place, and `option` how the user does. Its rows are read when they are
+    needed."""
     run = Run(folder)
     manifest = run.read_manifest()
     if manifest.get("status") != COMPLETE:
         raise UserError(f"{folder}: its training has not ended. Continue it with lorakit train --resume.")
     # What the adapter began from may be gone by now, and a compiler; neither is needed any more.
     loaded = load(run.recipe, ["adapter.from=null", "train.compile=off"], ended=True)
-    with loaded.locating(), _naming_option(base):
-        recipe, opened, template, has_base = _open_inputs(loaded.recipe, run, manifest, base, progress)
+    with loaded.locating(), _naming_option(base, option):
+        recipe, opened, template, has_base = _open_inputs(loaded.recipe, run, manifest, base, progress, option)
         rows = RunRows(recipe.data, template, progress, run, manifest)
         try:
             report = Report.from_dict(manifest["data"]["train"])
@@ -231,7 +234,7 @@ def reopen_run(folder: Path, progress: Progress, base: str | None = None) -> tup
             recipe, opened, template, rows, report, read_model_info(opened.folder), usable_machine(progress)
         )
     prepared = replace(prepared, has_base=has_base)
-    refuse_other_base(prepared, manifest, folder, " Write --base with the place of its own.")
+    refuse_other_base(prepared, manifest, folder, f" Write {option} with the place of its own.")
     refuse_changed_weights(run, manifest)
     return run, prepared
 
@@ -249,23 +252,23 @@ def refuse_changed_weights(run: Run, manifest: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _naming_option(base: str | None) -> Iterator[None]:
+def _naming_option(base: str | None, option: str) -> Iterator[None]:
     """An error about a base that --base names says so, instead of where the recipe names its own; else it names the
     option, since the base may lie elsewhere now."""
     try:
         yield
     except BaseModelError as error:
         if base is None:
-            raise BaseModelError(f"{error} Or write --base with the place where it is now.") from error
+            raise BaseModelError(f"{error} Or write {option} with the place where it is now.") from error
         raise UserError(f"--base: {error}") from error
 
 
 def _open_inputs(
-    recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None, progress: Progress
+    recipe: Recipe, run: Run, manifest: dict[str, Any], base: str | None, progress: Progress, option: str
 ) -> tuple[Recipe, Base, ChatTemplate, bool]:
     """The recipe of a run with its base where that lies now, the base, the chat template that the rows were rendered
     by, and whether the base is there: what a full fine-tuning wrote stands in for it."""
-    place = locate_base(recipe, run, manifest, base)
+    place = locate_base(recipe, run, manifest, base, option)
     for file in _template_places(recipe.model.chat_template, run):
         update = {"chat_template": file, **({"base": place[0]} if place else {})}
         changed = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})

@@ -43,9 +43,11 @@ def changed_weights(base: Base, recorded: Mapping[str, str]) -> list[str]:
     return [name for name in names if recorded.get(name) != current.get(name)]
 
 
-def locate_base(recipe: Recipe, run: Run, manifest: Mapping[str, Any], given: str | None) -> tuple[str, str] | None:
-    """Where the base of a run is now, and the revision: `given` (--base), else the first of the places in the recipe
-    and the manifest that has the same weights, else what is there. None for a full fine-tuning that has to do
+def locate_base(
+    recipe: Recipe, run: Run, manifest: Mapping[str, Any], given: str | None, option: str = "--base"
+) -> tuple[str, str] | None:
+    """Where the base of a run is now, and the revision: `given` (by the `option`), else the first of the places in the
+    recipe and the manifest that has the same weights, else what is there. None for a full fine-tuning that has to do
     without its base. UserError where nothing is at any of these places."""
     if given:
         return given, recipe.model.revision if given == recipe.model.base else "main"
@@ -57,7 +59,7 @@ def locate_base(recipe: Recipe, run: Run, manifest: Mapping[str, Any], given: st
         if trains_all(recipe.adapter) and run.model.is_dir():
             return None
         what = f"its base model is not at {' or '.join(places)}"
-        raise UserError(f"{run.folder}: {what}. Write --base with the folder or hub id where it is now.")
+        raise UserError(f"{run.folder}: {what}. Write {option} with the folder or hub id where it is now.")
     commit = _HUB_COMMIT.fullmatch(str(facts.get("origin")))
     revisions = [commit[1] if commit and place == recorded else recipe.model.revision for place in there]
     choices = list(zip(there, revisions, strict=True))

@@ -160,6 +160,21 @@ def test_held_out_rows_that_are_a_share_of_a_file_are_packed_alone(tmp_path, tin
     assert code == 0 and not notes(err), err
 
 
+def test_the_recipe_tells_no_token_and_no_name_of_the_home(tmp_path, tiny_base, elsewhere, command, monkeypatch):
+    home, token = tmp_path / "people" / "alice", f"hf_{'a1B2' * 8}"
+    base = shutil.copytree(tiny_base, home / "models" / "base")
+    data = {"eval": 0.3, "max_length": 512, "system": f"/a/b or {token}, of {home}/notes."}
+    run = make_run(tmp_path / "there", base, data=data, train={"epochs": ..., "steps": 1})
+    monkeypatch.setenv("HOME", str(home))
+    code, out, err = command("pack", run.folder, "--training-rows", "-o", "run.tar")
+    assert code == 0 and "was taken out of data" in err, err
+    assert "without" not in out  # the held-out rows are a share of the packed ones
+    content = Path("run.tar").read_bytes()
+    assert token.encode() not in content and b"alice" not in content and b"../models/base" in content
+    assert "eval run (--base" in command("unpack", "run.tar", "-o", "run")[1]
+    assert "system: /a/b or (redacted), of (path)/notes." in Path("run/recipe.yaml").read_text()
+
+
 @pytest.mark.slow
 def test_rows_in_folders_and_patterns_and_under_any_name_are_packed_in_their_order(tmp_path, tiny_base, elsewhere):
     from lorakit.prepare import reopen_run
@@ -408,6 +423,9 @@ def test_what_cannot_be_packed_is_refused_with_the_reason(packs, elsewhere, comm
     }.items():
         code, _, err = command("pack", *arguments)
         assert code == 2 and words in err and not (elsewhere / "x.tar").exists(), err
+    (run.evaluations / "20200101T000001.json").write_text('{"format": 2, "models": 5, "findings": []}')
+    code, _, err = command("pack", run.folder, "-o", "less.tar")
+    assert code == 0 and "20200101T000001.json: these scores are damaged" in err, err
     (run.adapter / "README.md").unlink()
     (run.adapter / "README.md").symlink_to("/etc/hostname")
     code, _, err = command("pack", run.folder, "-o", "x.tar")

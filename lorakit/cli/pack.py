@@ -61,7 +61,8 @@ def pack(
         facts = {"file": str(packed.file), "bytes": size, **packed.index}
         console.result_json(facts | {"base": {key: packed.base.get(key) for key in ("revision", "origin", "sha256")}})
         return
-    without = [words for words, inside in (("held-out", held_out_rows), ("training", training_rows)) if not inside]
+    sides = {"eval": "held-out", "train": "training"}
+    without = [words for side, words in sides.items() if not packed.index["rows"][side]]
     lines = [f"packed: {packed.file} ({decimal_bytes(size)})", *_describe(packed.index["files"])]
     if without:
         lines.append(f"  without {' and '.join(without)} rows")
@@ -92,7 +93,8 @@ def unpack(
         console.result_json({"folder": str(folder), "bytes": unpacked.size, **index})
         return
     lines = [f"run: {folder} ({decimal_bytes(unpacked.size)})", *_describe(index["files"])]
-    has_rows = any(name.startswith("rows/") for name in index["files"])
+    packed_rows = index.get("rows")
+    has_rows = isinstance(packed_rows, dict) and packed_rows.get("eval") is True
     rows = "" if has_rows else " --data FILE"
     lines.append(f"next: lorakit eval {quoted(folder)}{rows} (--base MODEL says where its base model is here)")
     console.result("\n".join(lines))

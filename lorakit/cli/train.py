@@ -201,7 +201,8 @@ def _train(run: "Run", loaded: "LoadedRecipe", resume: bool, progress: "Progress
     missing = on_first(lambda: _missing_outputs(run, loaded) if resume and run.is_complete() else [])
     if missing:
         progress.say(f"the training has ended; only this is missing: {', '.join(missing)}")
-        _, prepared = together(lambda: reopen_run(run.folder, progress))
+        option = "--base of lorakit merge or lorakit export"  # training has none
+        _, prepared = together(lambda: reopen_run(run.folder, progress, option=option))
         return Outcome(**run.read_manifest()["result"]), prepared
     with loaded.locating():
         prepared = prepare_run(recipe, progress)

@@ -10,13 +10,14 @@ from typing import Any
 
 from lorakit.atomic_io import files_in, lies_inside, read_json_object, read_own_json, sha256_of
 from lorakit.errors import UserError
-from lorakit.export.private_text import find_secrets
+from lorakit.export.private_text import find_secrets, redact
 from lorakit.prepare import refuse_changed_weights, reopen_run
 from lorakit.progress import Progress
-from lorakit.recipe.load import load, to_yaml
+from lorakit.recipe.load import load
 from lorakit.recipe.paths import input_paths, is_path
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import annotation_at, path_role
+from lorakit.recipe.to_yaml import dump_yaml, plain_recipe
 from lorakit.run_dir import MERGED, Run, is_scores
 from lorakit.share.archive import why_refused
 from lorakit.share.packed_rows import PackedRows, extract_held_out, needs_base, pack_files
@@ -56,12 +57,12 @@ def collect_contents(run: Run, options: PackOptions, scratch: Path, progress: Pr
         by_content = {sha256_of(path): f"./{name}" for name, path in step.files.items()}
         moved |= {path: by_content[sha] for path, sha in recorded.items() if sha in by_content and is_path(path)}
     names = LocalNames(run.folder, paths, moved)
-    files |= _trained_files(run, manifest, names) | _score_files(run, options, names)
+    files |= _trained_files(run, manifest, names) | _score_files(run, options, names, progress)
     if options.merged:
         files |= _merged_files(run, names)
     if run.log.is_file():
         files[run.log.name] = names.file(run.log)
-    files[run.recipe.name] = to_yaml(_portable(recipe), run.folder).encode()
+    files[run.recipe.name] = _recipe_text(plain_recipe(_portable(recipe), run.folder), names, progress)
     files[run.manifest.name] = _manifest_text(manifest, files, options, names)
     return files
 
@@ -151,12 +152,15 @@ def _trained_files(run: Run, manifest: Mapping[str, Any], names: LocalNames) -> 
     return {f"{folder.name}/{name}": names.file(own_file(folder / name, folder)) for name in written}
 
 
-def _score_files(run: Run, options: PackOptions, names: LocalNames) -> dict[str, bytes | Path]:
+def _score_files(run: Run, options: PackOptions, names: LocalNames, progress: Progress) -> dict[str, bytes | Path]:
     """The scores, without texts of rows that are not packed; answers to the run's own rows where these are packed."""
     files: dict[str, bytes | Path] = {}
     for file in sorted(run.evaluations.glob("*.json")):
         facts = read_json_object(own_file(file, run.evaluations))
-        if facts is None or not is_scores(file.name):
+        if not is_scores(file.name):
+            continue
+        if facts is None or any(not isinstance(facts.get(key) or {}, dict) for key in ("models", "rows", "findings")):
+            progress.warn(f"{file}: these scores are damaged, and are left out")
             continue
         answers, source = file.with_suffix(".jsonl"), str((facts.get("rows") or {}).get("source"))
         if options.held_out_rows and source.startswith(_OF_RUN) and answers.is_file():
@@ -164,8 +168,8 @@ def _score_files(run: Run, options: PackOptions, names: LocalNames) -> dict[str,
         elif "answers" in facts:
             facts["answers"] = None
         facts["findings"] = {
-            model: [{**one, "details": without_texts(one.get("details"))} for one in findings]
-            for model, findings in (facts.get("findings") or {}).items()
+            model: [{**one, "details": without_texts(one.get("details"))} for one in of if isinstance(one, dict)]
+            for model, of in (facts.get("findings") or {}).items()
         }
         facts = names.value(facts)
         of_models = [one for one in (facts.get("models") or {}).values() if isinstance(one, dict)]
@@ -204,6 +208,17 @@ def without_texts(details: Any) -> Any:
 def _portable(recipe: Recipe) -> Recipe:
     """The recipe without the folder that its run was written into."""
     return recipe.model_copy(update={"output": recipe.output.model_copy(update={"dir": f"runs/{recipe.name}"})})
+
+
+def _recipe_text(recipe: dict[str, Any], names: LocalNames, progress: Progress) -> bytes:
+    """The recipe without names of this machine and secrets; a text that tokens come from is another then."""
+    cleaned = names.value(recipe, names.recipe_text)
+    if any(redact(str(value), Path.cwd()) != str(value) for value in recipe["data"].values()):
+        progress.warn(
+            "recipe.yaml: what looks like a token, a key or a path of the home was taken out of data. Where it was in "
+            "a prompt, the rows do not become the tokens of the training"
+        )
+    return dump_yaml(cleaned).encode()
 
 
 def _manifest_text(

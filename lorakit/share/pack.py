@@ -9,6 +9,7 @@ import lorakit
 from lorakit.atomic_io import exclusive_lock
 from lorakit.errors import UserError
 from lorakit.progress import Progress
+from lorakit.recipe.load import load
 from lorakit.run_dir import Run
 from lorakit.share.archive import suffix_of, write_archive
 from lorakit.share.contents import PackOptions, collect_contents
@@ -32,13 +33,20 @@ def pack(run: Run, target: Path, options: PackOptions, progress: Progress) -> Pa
         files = collect_contents(run, options, Path(scratch), progress)
         facts = {
             "lorakit": lorakit.__version__,
-            "rows": {"eval": options.held_out_rows, "train": options.training_rows},
+            "rows": {"eval": _has_held_out_rows(run, options), "train": options.training_rows},
         }
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(target):
             _refuse_existing(target)
             index = write_archive(target, run.folder.resolve().name.lstrip(".") or "run", facts, files)
         return Packed(target, index, run.read_manifest()["base"])
+
+
+def _has_held_out_rows(run: Run, options: PackOptions) -> bool:
+    """Whether the held-out rows are packed: those that are a share of the training files go with these."""
+    if options.held_out_rows or not options.training_rows:
+        return options.held_out_rows
+    return isinstance(load(run.recipe, ended=True).recipe.data.eval, float)
 
 
 def _refuse_existing(target: Path) -> None:

@@ -3,7 +3,7 @@ recipe has them; what is left of the home and the working folder, tokens and key
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ class LocalNames:
     """Rewrites texts. `paths`: those that lead out of the run's folder, `moved`: the names that files get in it."""
 
     def __init__(self, folder: Path, paths: Iterable[str], moved: Mapping[str, str]) -> None:
-        names = {
-            path: relative_path(path, folder.absolute()) for path in paths if is_path(path) and path.count("/") > 1
-        }
+        names, self._in_recipe = dict[str, str](), dict[str, str]()
+        for path in (one for one in paths if is_path(one) and one.count("/") > 1):
+            relative = relative_path(path, folder.absolute())
+            names |= {path: _without_home(path, folder) or relative}
+            if names[path] != relative:
+                names[relative] = self._in_recipe[relative] = names[path]  # as recipe and manifest have it
         names |= dict.fromkeys((str(folder.absolute()), str(folder.resolve())), ".")
         self._names = {**names, **moved}
         longest_first = sorted(self._names, key=len, reverse=True)
@@ -31,14 +34,20 @@ class LocalNames:
         """A text without the names of this machine."""
         return redact(self._pattern.sub(lambda match: self._names[match[0]], text), Path.cwd())
 
-    def value(self, value: Any) -> Any:
-        """A JSON value, in all of its texts and keys."""
+    def recipe_text(self, text: str) -> str:
+        """A text of the recipe, whose paths are relative to its folder already: one that begins as a path is none."""
+        return redact(self._in_recipe.get(text, text), Path.cwd())
+
+    def value(self, value: Any, rewrite: Callable[[str], str] | None = None) -> Any:
+        """A JSON value, in all of its texts and keys, each by `rewrite`, else as `text` does."""
+        rewrite = rewrite or self.text
         if isinstance(value, str):
-            return self.text(value)
+            return rewrite(value)
         if isinstance(value, list):
-            return [self.value(one) for one in value]
+            return [self.value(one, rewrite) for one in value]
         if isinstance(value, dict):
-            return {self.text(key): self.value(one) for key, one in value.items()}
+            texts = {key: rewrite(key) if isinstance(key, str) else key for key in value}
+            return {texts[key]: self.value(one, rewrite) for key, one in value.items()}
         return value
 
     def file(self, path: Path) -> bytes | Path:
@@ -66,3 +75,12 @@ class LocalNames:
             lines = [json.loads(line) for line in text.splitlines()]
             return "".join(f"{json.dumps(self.value(line), ensure_ascii=False)}\n" for line in lines)
         return self.text(text)
+
+
+def _without_home(path: str, folder: Path) -> str | None:
+    """A path in the home folder as that of a run elsewhere has it: relative to the run, it would lead through the home,
+    whose name is the user's. None where it does not."""
+    home = Path.home().absolute()
+    if len(home.parts) < 2 or folder.absolute().is_relative_to(home) or not Path(path).is_relative_to(home):
+        return None
+    return f"../{Path(path).relative_to(home)}"
