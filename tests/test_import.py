@@ -172,6 +172,7 @@ def test_the_config_is_never_replaced_by_the_recipe(folder, lorakit):
     before = (folder / "config.yml").read_text(encoding="utf-8")
     code, _, err = lorakit("import", "config.yml", "-o", "config.yml", "--overwrite")
     assert code == 2 and "is the config itself" in err and (folder / "config.yml").read_text() == before
+    assert lorakit("import", "config.yml", "-o", "rows.jsonl/recipe.yaml")[0] == 2
 
 
 def test_a_part_import_leaves_a_place_for_rows_that_are_not_known(folder):

@@ -74,12 +74,7 @@ def import_(
         raise UserError(
             "give a file, or --trl-command with its text, and not both. For example lorakit import qlora.yml"
         )
-    if output.exists() and not overwrite:
-        raise UserError(f"{output}: exists. Choose another with --output, or replace it with --overwrite.")
-    if config and output.exists() and config.exists() and output.samefile(config):
-        raise UserError(f"{output}: is the config itself, which is not replaced. Give another --output.")
-    if output.is_dir():
-        raise UserError(f"{output}: is a folder. Give the name of a file with --output.")
+    _check_output(output, config, overwrite)
     source = read_config(config) if config else read_command(trl_command or "", "--trl-command", Path.cwd())
     result = import_config(source, output, tool, devices, rows_per_pack, row_format, dataset_info, partial)
     writes = result.text is not None and (partial or not result.refused)
@@ -96,6 +91,21 @@ def import_(
         console.result_wrapped(_conclusion(result, output, writes))
     if not writes:
         raise SystemExit(EXIT_FAILED)
+
+
+def _check_output(output: Path, config: Path | None, overwrite: bool) -> None:
+    """A `UserError` where the recipe cannot be written, or would replace what is to be kept."""
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists. Choose another with --output, or replace it with --overwrite.")
+    if config and output.exists() and config.exists() and output.samefile(config):
+        raise UserError(f"{output}: is the config itself, which is not replaced. Give another --output.")
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder. Give the name of a file with --output.")
+    if output.suffix == ".jinja":
+        raise UserError(f"{output}: is a name of a template's file. Give --output a name such as recipe.yaml.")
+    for parent in output.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{parent}: is a file, and cannot hold the recipe. Give another --output.")
 
 
 def _print(result: "ImportResult") -> None:
