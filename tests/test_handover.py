@@ -141,6 +141,9 @@ def test_held_out_rows_that_are_a_share_of_a_file_are_packed_alone(tmp_path, tin
     expected = run.read_manifest()["data"]["tokens_sha256"]["eval"]
     code, _, err = command("pack", run.folder, "--held-out-rows", "-o", "run.tar.gz")
     assert code == 0, err
+    write_rows(tmp_path / "there" / "train.jsonl", rows_of(44)[22:])
+    code, _, err = command("pack", run.folder, "--held-out-rows", "-o", "changed.tar")
+    assert code == 2 and "not those of its training" in err and not Path("changed.tar").exists(), err
     shutil.rmtree(tmp_path / "there")
     code, out, err = command("unpack", "run.tar.gz", "--json")
     assert code == 0 and "model/model.safetensors" in json.loads(out)["files"], err

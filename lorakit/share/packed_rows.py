@@ -19,7 +19,7 @@ from lorakit.recipe.data_files import data_suffix, is_pattern, pattern_start
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.run_dir import Run
-from lorakit.run_inputs import locate_sources
+from lorakit.run_inputs import locate_sources, recorded_path
 from lorakit.share.archive import why_refused
 
 # Checks that compare rows: they acted on all rows of the training, and would act otherwise on the held-out ones alone.
@@ -46,6 +46,7 @@ def needs_base(data: Data) -> bool:
 def pack_files(run: Run, data: Data, side: str, recorded: Mapping[str, str]) -> PackedRows:
     """The files of `data.train` or `data.eval` (the `side`), as they are; those of a hub dataset stay there."""
     files: dict[str, Path] = {}
+    known = {recorded_path(name, run.folder): sha256 for name, sha256 in recorded.items()}
 
     def place(written: Any, number: int) -> Any:
         path = written if isinstance(written, str) else written.path
@@ -53,7 +54,8 @@ def pack_files(run: Run, data: Data, side: str, recorded: Mapping[str, str]) -> 
             return written
         folder, files_of = f"rows/{side}/{number}", files_in(Path(path))
         for file in files_of:
-            if sha256_of(file) not in recorded.values():
+            sha256 = sha256_of(file)
+            if sha256 != known.get(str(file), sha256) or sha256 not in known.values():
                 raise UserError(f"{show_path(file)}: not the rows of this run's training: they changed. Not packed.")
         names = _names_in_pack(Path(path), files_of, folder)
         files.update(zip(names, files_of, strict=True))
@@ -83,6 +85,10 @@ def extract_held_out(run: Run, prepared: Prepared, manifest: Mapping[str, Any], 
     data = prepared.rows.held_out_section
     share, held_out = isinstance(data.eval, float), prepared.held_out
     assert held_out is not None
+    recorded = (manifest["data"].get("tokens_sha256") or {}).get("eval")
+    if recorded not in (None, held_out.tokens_sha256()):
+        what = "its held-out rows are not those of its training: they, or the tokenizer, changed"
+        raise UserError(f"{run.folder}: {what}. They are not packed.")
     places = defaultdict[int, set[str]](set)
     for row in held_out.rows.select_columns(["source", "where"]):
         places[row["source"]].add(row["where"])
