@@ -37,6 +37,8 @@ _LONGEST_TAG = 60
 # Readable rows from which a source's format is told (a column that is null in one row may not be in the next); rows on
 # which another reading is tried; rows of a hub dataset in one block.
 _FIRST_ROWS, _TRIED_ROWS, _HUB_BLOCK = 1000, 20, 1000
+AS_WRITTEN = "as the recipe says"
+"""How the reason for a format begins where the recipe names it."""
 
 
 @dataclass
@@ -185,7 +187,7 @@ def open_source(source: Source) -> OpenSource:
     answers = {column: column for column in named.answers} | dict(columns)
     preference_data.refuse_preference_data(name, records, answers, can_read)
     if given:
-        format_name, why = given, "as the recipe says" + _absent(named, records)
+        format_name, why = given, AS_WRITTEN + _absent(named, records)
     else:
         _refuse_wrong_documents(name, first_blocks, files)
         format_name, why = detect(records, name)

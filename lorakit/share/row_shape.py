@@ -12,7 +12,7 @@ from lorakit.data.formats.columns import detect, is_empty, is_readable, required
 from lorakit.data.formats.preference_data import refuse_preference_data
 from lorakit.data.readers import files_in, read_file
 from lorakit.data.rows import RowError
-from lorakit.data.sources import open_source, rename_columns
+from lorakit.data.sources import AS_WRITTEN, open_source, rename_columns
 from lorakit.errors import UserError
 from lorakit.plan.row_sample import SourceSample, sample_source
 from lorakit.recipe.problem import one_line, show_path
@@ -66,7 +66,7 @@ def look_at_rows(path: Path) -> RowShape:
         columns=source.columns or {},
         eval=share,
         broken="drop" if broken else "error",
-        why=f"{name}: {sample.opened.why}",
+        why=f"{name}: {sample.opened.why.replace(AS_WRITTEN, 'a guess')}",
         conversations=FORMATS[name].conversations,
         notes=notes,
     )
