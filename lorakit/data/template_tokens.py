@@ -48,7 +48,7 @@ def tokens_in(folder: Path) -> Callable[[str], bool] | None:
         inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # the Rust tokenizers raise bare Exceptions
         return None
-    texts = [file.read_text(encoding="utf-8") for file in _files_that_add(folder)]
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in _files_that_add(folder)]
 
     def has_token(text: str) -> bool:
         ids = inner.encode(text, add_special_tokens=False).ids

@@ -39,14 +39,11 @@ def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str
     for number, row in enumerate(rendered.rows):
         if rendered.sources[row["source"]].format == FORMAT and row["answer"] >= 0:
             rows_of_task[rendered.tags[number]].append(number)
-    sources, labels, stops = train.report.sources if train is not None else [], {}, rendered.stop_ids
+    of_train = _training_answers(train, any(rendered.tags)) if train is not None and rows_of_task else {}
+    labels, stops = dict[str, Labels](), rendered.stop_ids
     for task, numbers in rows_of_task.items():
-        classified = {at for at, one in enumerate(sources) if one.format == FORMAT}
-        rows = train.rows if train is not None and classified else ()
-        same_task = (row for row in rows if not any(rendered.tags) or row["task"] == task)
-        of_train = (row for row in same_task if row["source"] in classified)
         answers, seen = dict[str, tuple[int, ...]](), set[tuple[int, ...]]()
-        for row in chain((rendered.rows[number] for number in numbers), of_train):
+        for row in chain((rendered.rows[number] for number in numbers), of_train.get(task, {}).values()):
             answer = tuple(row["input_ids"][row["answer"] :])  # with the tokens that end it
             if answer not in seen:
                 seen.add(answer)
@@ -60,6 +57,16 @@ def labels_of(rendered: RenderedRows, train: Examples | None = None) -> dict[str
         truth = [texts.index(reference_of(rendered.rows[number], rendered.tokenizer, stops)) for number in numbers]
         labels[task] = Labels(texts, tuple(tokens), numbers, truth)
     return labels
+
+
+def _training_answers(train: Examples, by_task: bool) -> dict[str, dict[tuple[int, ...], Any]]:
+    """Of each task, or of all rows, a row of each different answer, by the answer's tokens."""
+    classified = {at for at, one in enumerate(train.report.sources) if one.format == FORMAT}
+    answers: dict[str, dict[tuple[int, ...], Any]] = defaultdict(dict)
+    for row in train.rows if classified else ():
+        if row["source"] in classified:
+            answers[row["task"] if by_task else ""].setdefault(tuple(row["input_ids"][row["answer"] :]), row)
+    return answers
 
 
 @dataclass(frozen=True, eq=False)

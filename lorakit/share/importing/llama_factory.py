@@ -37,17 +37,9 @@ def convert(c: Conversion) -> None:
     for source in sources:
         source.trains = trains
     write_training(c, sources, keys)
-    training.run_length(c, "num_train_epochs", 3.0)
     packs = "packing" if c.flag("packing") else "neat_packing" if c.flag("neat_packing") else ""
-    training.batch_size(c, "per_device_train_batch_size", "gradient_accumulation_steps", 8, 1, packs)
+    training.transformers_arguments(c, 5e-5, packs)
     _packing(c, packs)
-    training.learning_rate(c, "learning_rate", 5e-5)
-    training.schedule(c, "lr_scheduler_type", "linear")
-    training.warmup(c, "warmup_steps", "warmup_ratio", 0)
-    training.optimizer(c, "optim", "adamw_torch_fused")
-    c.map("train.weight_decay", float(c.number("weight_decay", 0.0)), "weight_decay")
-    c.map("train.max_grad_norm", float(c.number("max_grad_norm", 1.0)), "max_grad_norm")
-    c.map("train.seed", c.whole("seed", 42), "seed")
     _checkpointing(c)
     training.sharding(c, fsdp="fsdp fsdp_config")
     _evaluation(c)

@@ -229,6 +229,19 @@ def held_out_share(c: Conversion, key: str, default: float = 0.0) -> bool:
     return True
 
 
+def transformers_arguments(c: Conversion, rate: float, packing: str = "") -> None:
+    """Length, batch, rate and optimizer by the names of transformers' TrainingArguments, and its defaults."""
+    run_length(c, "num_train_epochs", 3.0)
+    batch_size(c, "per_device_train_batch_size", "gradient_accumulation_steps", 8, 1, packing)
+    learning_rate(c, "learning_rate", rate)
+    schedule(c, "lr_scheduler_type", "linear")
+    warmup(c, "warmup_steps", "warmup_ratio", 0)
+    optimizer(c, "optim", "adamw_torch_fused")
+    c.map("train.weight_decay", float(c.number("weight_decay", 0.0)), "weight_decay")
+    c.map("train.max_grad_norm", float(c.number("max_grad_norm", 1.0)), "max_grad_norm")
+    c.map("train.seed", c.whole("seed", 42), "seed")
+
+
 def best_model(c: Conversion) -> None:
     """Which checkpoint is the result: lorakit's is that of the lowest held-out loss."""
     has_rows = "data.eval" in c.recipe
