@@ -35,6 +35,8 @@ def quiet_libraries() -> None:
     # PEFT sets right by itself what it warns of: the same adapter fits Conv1D and the quantized layer made from it.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", module=r"peft\.")
     warnings.filterwarnings("ignore", module=r"peft\.")  # lorakit looks for itself at what they warn of
+    # train/setup.py says where the states are then.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no question at the terminal whether to run code
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

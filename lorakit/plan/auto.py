@@ -102,11 +102,6 @@ def resolve_auto(
         if trains_all(recipe.adapter):
             reason = "exact states; with adamw-8bit they take a quarter of the memory"
         choose("train.optimizer", "adamw", reason)
-    elif recipe.train.optimizer.startswith("paged") and not machine.is_gpu:
-        raise UserError(
-            f"train.optimizer: {recipe.train.optimizer} moves states between a GPU and main memory; this machine has "
-            f"no GPU. Write {recipe.train.optimizer.removeprefix('paged-')}."
-        )
     if recipe.train.kernels == "auto":
         choose("train.kernels", *choose_kernels(recipe, dtype, machine, info, devices))
     length = min(longest or recipe.data.max_length, recipe.data.max_length)

@@ -74,6 +74,10 @@ def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progr
     if checkpoint:
         together(partial(restore_model_state, model, scheduler, checkpoint, sharding))
     progress.say(f"trainable parameters: {trainable:,} of {total:,} ({percent(trainable / total, 2)})")
+    if prepared.recipe.train.optimizer.startswith("paged") and not prepared.machine.is_gpu:
+        progress.say(
+            f"train.optimizer: {prepared.recipe.train.optimizer}: without a GPU its states stay in main memory"
+        )
     return TrainingState(model, scheduler, sharding, run, config, quantization, trainable, total)
 
 
