@@ -100,6 +100,15 @@ def tiny_base(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture
+def users_cache(monkeypatch):
+    """The real model lies in the user's cache, where `make model` put it."""
+    monkeypatch.delenv("LORAKIT_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit" / "converted"
+    if not home.is_dir():
+        pytest.skip("the model is not on this machine: make model")
+
+
+@pytest.fixture
 def recipe_file(tmp_path, tiny_base, monkeypatch) -> Callable[..., Path]:
     """Write a small recipe on the tiny model; sections given are merged over it, `...` takes a key out.
 

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from lorakit.errors import UserError
 from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.share import new
-from lorakit.share.gallery import first_sentence, gallery_folder, task_names
 from lorakit.share.row_shape import held_out_share, look_at_rows
 
 ROOT = Path(__file__).parent.parent
@@ -232,36 +230,6 @@ def test_a_folder_that_fills_meanwhile_is_not_replaced(here):
         (draft / "ours").write_text("ours")
         (here / "task/theirs").write_text("theirs")
     assert [path.name for path in here.rglob("*")] == ["task", "theirs"]
-
-
-@pytest.mark.parametrize("task", task_names())
-def test_every_task_of_the_gallery_can_be_copied_and_checked(here, command, tiny_base, task):
-    code, out, err = command("new", "mine", "--from", task, "--base", tiny_base, "--json")
-    assert code == 0, err
-    source, facts = gallery_folder() / task, json.loads(out)
-    assert facts["from"] == task and {"recipe.yaml", "README.md"} < set(facts["files"])
-    assert not any(name.endswith(".py") for name in facts["files"])
-    original, copy = load(source / "recipe.yaml").recipe, load(here / "mine/recipe.yaml").recipe
-    assert copy.name == "mine" and copy.model.base == str(tiny_base)
-    assert (copy.train, copy.adapter, copy.evaluate) == (original.train, original.adapter, original.evaluate)
-    assert Path(copy.data.train).read_bytes() == Path(original.data.train).read_bytes()
-    page = (here / "mine/README.md").read_text(encoding="utf-8")
-    assert f"runs/{task}" not in page and "](../" not in page
-
-
-def test_the_gallery_is_listed_with_what_it_holds(command):
-    code, out, _ = command("new", "--list", "--json")
-    tasks = {task["name"]: task for task in json.loads(out)["tasks"]}
-    assert code == 0 and list(tasks) == task_names()
-    assert (tasks["debian-json"]["train_rows"], tasks["debian-json"]["eval_rows"]) == (2433, 258)
-    assert all(task["summary"].endswith(".") and task["base"] for task in tasks.values())
-    assert tasks["debian-json"]["summary"] in command("new", "--list")[1]
-    assert first_sentence("# Title\n\nOne of 1.5 kinds.\nTwo.\n\nThree.") == "One of 1.5 kinds."
-
-
-def test_the_wheel_has_the_gallery_where_it_is_looked_for():
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert build["force-include"][gallery_folder().name] == "lorakit/gallery"
 
 
 def test_without_rows_to_look_at_no_torch_is_loaded(here):

@@ -1,7 +1,6 @@
 """The real SmolLM2-135M-Instruct, as a newcomer gets it. `make model` has fetched it; without it these tests skip."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,6 @@ from lorakit.recipe.schema import Model
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 pytestmark = pytest.mark.smollm2
-
-
-@pytest.fixture
-def users_cache(monkeypatch):
-    """The real model lies in the user's cache, where `make model` put it."""
-    monkeypatch.delenv("LORAKIT_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorakit" / "converted"
-    if not home.is_dir():
-        pytest.skip("the model is not on this machine: make model")
 
 
 def test_it_answers_that_the_capital_of_france_is_paris(users_cache):

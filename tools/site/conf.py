@@ -13,6 +13,7 @@ include_patterns = [
     "CHANGELOG.md",
     "SECURITY.md",
     "configs/README.md",
+    "recipes/README.md",
     "recipes/*/README.md",
     "lorakit/data/general/README.md",
 ]
@@ -27,7 +28,7 @@ _PAGES = {
     "Know": ["architecture", "benchmarks", "reliability"],
 }
 _BESIDE = {
-    "Use": ["configs/README", "recipes/debian-json/README"],
+    "Use": ["configs/README", "recipes/README", "recipes/*/README"],
     "Know": ["SECURITY", "CONTRIBUTING", "CHANGELOG", "lorakit/data/general/README"],
 }
 
@@ -38,7 +39,7 @@ def _add_contents(app: Sphinx, page: str, source: list[str]) -> None:
         return
     for caption, pages in _PAGES.items():
         names = "\n".join([*(f"docs/{name}" for name in pages), *_BESIDE[caption]])
-        source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{names}\n```\n"
+        source[0] += f"\n\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {caption}\n\n{names}\n```\n"
 
 
 def setup(app: Sphinx) -> None:
