@@ -11,7 +11,7 @@ import pytest
 from recipe_files import SMALL, errors, loaded
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.metric import row_scores
+from lorakit.evaluate.metric import compare, row_scores
 from lorakit.evaluate.metrics.json_answers import JsonSchema
 from lorakit.evaluate.metrics.matching import Regex, final_number, tokens
 from lorakit.evaluate.metrics.similarity import Bleu, Chrf, Semantic
@@ -271,6 +271,35 @@ def test_json_fields_tells_true_from_1_at_any_depth():
     assert values(["json-fields"], ['{"a": {"b": [1, 1]}}'], [reference]) == {"json-fields.a": 0.0}
 
 
+def test_burrows_delta_is_the_mean_distance_of_z_scores():
+    answers, references = ["the fox and the dog", "of a fox"], ["the the dog", "a dog and the fox", "the end of a dog"]
+    answers.append("the dog")
+    words = ["dog", "the", "a", "and", "end", "fox", "of"]
+    each = np.array([[text.split().count(word) / len(text.split()) for word in words] for text in references])
+    given, wanted = (
+        np.array([" ".join(of).split().count(word) / len(" ".join(of).split()) for word in words])
+        for of in (answers, references)
+    )
+    expected = np.abs((given - each.mean(0)) / each.std(0) - (wanted - each.mean(0)) / each.std(0)).mean()
+    assert values(["burrows-delta"], answers, references)["burrows-delta"] == pytest.approx(expected)
+    assert values(["burrows-delta"], references, references)["burrows-delta"] == 0
+    assert values(["burrows-delta"], ["a"], ["..."]) == {}
+    assert values(["burrows-delta"], ["", ""], ["a b", "a c"])["burrows-delta"] > 0
+
+
+def test_burrows_delta_tells_a_style_whatever_the_subject():
+    random.seed(1)
+    plain, same, other = ([] for _ in range(3))
+    for number in range(80):
+        one, two = random.choice(["the", "a"]), random.choice(["in", "on", "of"])
+        plain.append(f"{one} thing{number} is {two} the place{number}.")
+        same.append(f"{two} {one} box{number} is the lid{number}.")
+        other.append(f"I would say that box{number} was not what you take for {one} lid{number}.")
+    near, far = (row_scores(["burrows-delta"], texts, plain) for texts in (same, other))
+    assert near["burrows-delta"].value < 0.2 < far["burrows-delta"].value
+    assert compare(far, near)["burrows-delta"].verdict == "better"
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory, tokenizer):
     import torch
@@ -398,4 +427,4 @@ def test_the_table_of_metrics_is_light():
         "print(len(METRICS.names()), sorted(heavy & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "16 []"
+    assert answer.stdout.strip() == "18 []"

@@ -13,5 +13,5 @@ The recipe reads this table: torch, numpy and the libraries are imported when a 
 import importlib
 
 # The order is that of the table: documents and messages name them so.
-for _name in ("matching", "similarity", "json_answers"):
+for _name in ("matching", "similarity", "stylometry", "json_answers", "tool_calls"):
     importlib.import_module(f"lorakit.evaluate.metrics.{_name}")

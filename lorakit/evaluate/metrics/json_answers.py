@@ -119,13 +119,13 @@ def _object(text: str) -> dict[str, Any]:
         value = _parse(text)
     except _NOT_JSON:
         return {}
-    return _canonical(value) if isinstance(value, dict) else {}
+    return canonical(value) if isinstance(value, dict) else {}
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """A value that is equal to another one as JSON has it: 1 and 1.0 are one number, True and 1 are not."""
     if isinstance(value, dict):
-        return {key: _canonical(one) for key, one in value.items()}
+        return {key: canonical(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_canonical(one) for one in value]
+        return [canonical(one) for one in value]
     return ("bool", value) if isinstance(value, bool) else value
