@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from lorakit.report.watch import Frame
+
 _PLAIN_SECONDS = 15.0  # where there is no terminal, a bar is a plain line at most this often
 _BAR_WIDTH = 40
 # What terminals obey or readers do not see: control characters but line break and tab; marks and overrides of the
@@ -121,6 +123,25 @@ def result_bars(title: str, bars: Sequence[tuple[str, int]]) -> None:
     for label, number in bars:
         table.add_row(_text(label), Bar(most, 0, number, color="cyan"), _text(f"{number:,}"))
     _console().print(table, soft_wrap=False)
+
+
+def result_frame(frame: "Frame") -> None:
+    """Lines of text and charts, on standard output."""
+    _console().print(_of_frame(frame), soft_wrap=True)
+
+
+@contextmanager
+def full_screen() -> Iterator[Callable[["Frame"], None]]:
+    """The whole terminal for frames that follow each other; what was there comes back at the end."""
+    from rich.live import Live
+
+    with Live(console=_console(), screen=True, auto_refresh=False) as live:
+        yield lambda frame: live.update(_of_frame(frame), refresh=True)
+
+
+def _of_frame(frame: "Frame") -> Text:
+    charts = [Text.from_ansi(chart) for chart in frame.charts]
+    return Text("\n").join([Text(visible(frame.head)), *charts])
 
 
 def result_masked(title: str, stretches: Sequence[tuple[str, bool]]) -> None:

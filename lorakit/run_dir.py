@@ -54,6 +54,8 @@ class Run:
         self.model = self.folder / "model"  # of a full fine-tuning, which has no adapter
         self.merged = self.folder / "merged"
         self.evaluations = self.folder / "eval"
+        self.samples = self.folder / "samples.jsonl"  # a few training rows, with what is trained of them
+        self.report = self.folder / "report.html"
         self.exports = self.folder / "export"
 
     def checkpoint(self, step: int) -> Path:
@@ -171,7 +173,7 @@ class Run:
     def results(self) -> list[Path]:
         """Every file and folder that a run may write."""
         folders = [self.checkpoints, self.adapter, self.model, self.merged, self.evaluations, self.exports]
-        return [*folders, self.log, self.recipe, self.manifest]
+        return [*folders, self.log, self.samples, self.report, self.recipe, self.manifest]
 
     def refuse_other_programs(self) -> None:
         """Refuse to clear results that have files that the run did not write."""
@@ -199,7 +201,7 @@ class Run:
             if folder.is_dir():
                 remove_folder(folder)
         scores = [path for path in self.evaluations.glob("*") if _SCORES.fullmatch(path.name)]
-        for file in (*scores, self.log, self.recipe):
+        for file in (*scores, self.log, self.samples, self.report, self.recipe):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.evaluations, self.exports):
             if folder.is_dir() and not any(folder.iterdir()):

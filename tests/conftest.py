@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -150,6 +151,38 @@ def loads(monkeypatch):
 
     monkeypatch.setattr(inference, "load_model", noted)
     return found
+
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# It reaches for its maker's servers at the start otherwise; root has no sandbox.
+_FLAGS = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium); CHROMIUM names one elsewhere")
+    flags = [*_FLAGS, "--no-sandbox"] if os.geteuid() == 0 else _FLAGS
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        yield browser
+        browser.close()
+
+
+def open_page(context, file: Path):
+    """A page in a new tab, whose `faults` are its errors, and its requests but that for itself."""
+    page = context.new_page()
+    page.set_default_timeout(5000)
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda message: page.faults.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: page.faults.append(request.url) if request.url != file.as_uri() else None)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(file.as_uri())
+    return page
 
 
 @pytest.fixture

@@ -1,21 +1,16 @@
 """The rating sheet in a real browser: what people click and type is what the report says."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from conftest import open_page
 
 from lorakit.evaluate.rating.ratings import read_ratings, report_ratings
 from lorakit.evaluate.rating.sheet import Question, write_sheet
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# It reaches for its maker's servers at the start otherwise; root has no sandbox.
-FLAGS = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 QUESTIONS = [
     Question("ports", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "SSH?"}], "22"),
     Question("__proto__", [{"role": "user", "content": "<b>HTML</b>?"}]),
@@ -28,18 +23,6 @@ ANSWERS = {
 CRITERIA = ("accuracy", "style", "safety")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium); CHROMIUM names one elsewhere")
-    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=flags)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def sheet(tmp_path):
     return write_sheet(tmp_path / "sheet", "A & B", QUESTIONS, ANSWERS, seed=1)
@@ -48,20 +31,7 @@ def sheet(tmp_path):
 @pytest.fixture
 def page(browser, sheet):
     with browser.new_context() as context:
-        yield opened(context, sheet)
-
-
-def opened(context, sheet):
-    """The sheet in a new tab, which fails on any error, and on any request but that for itself."""
-    page = context.new_page()
-    page.set_default_timeout(5000)
-    page.faults = []
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("console", lambda message: page.faults.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: page.faults.append(request.url) if request.url != sheet.page.as_uri() else None)
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.goto(sheet.page.as_uri())
-    return page
+        yield open_page(context, sheet.page)
 
 
 def letter_of(page, start):
@@ -163,7 +133,7 @@ def test_an_incomplete_export_says_what_is_open_and_goes_on_in_another_browser(b
     path = exported(page, tmp_path)
     assert "14 ratings still open" in page.get_by_role("status").inner_text()
     with browser.new_context() as context:
-        other = opened(context, sheet)
+        other = open_page(context, sheet.page)
         other.locator("#file").set_input_files(path)
         other.get_by_text("Imported ratings-Ada.json: 14 ratings still open.").wait_for()
         assert checked(other) == ["1-style=4"]
@@ -214,7 +184,7 @@ def test_it_warns_of_leaving_with_what_is_not_exported(page, tmp_path):
 
 
 def test_two_tabs_show_the_same_and_another_person_can_start_over(page, sheet):
-    other = opened(page.context, sheet)
+    other = open_page(page.context, sheet.page)
     page.keyboard.press("4")
     other.get_by_text("1 of 15 ratings").wait_for()
     assert checked(other) == ["0-accuracy=4"]
@@ -229,7 +199,7 @@ def test_two_tabs_show_the_same_and_another_person_can_start_over(page, sheet):
 def test_without_storage_it_says_so_and_goes_on(browser, sheet, tmp_path):
     with browser.new_context() as context:
         context.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('no'); }})")
-        page = opened(context, sheet)
+        page = open_page(context, sheet.page)
         assert page.get_by_text("This browser keeps nothing").is_visible()
         page.keyboard.press("4")
         page.get_by_role("textbox", name="Your name or alias").fill("Ada")
@@ -243,7 +213,7 @@ def test_what_models_wrote_is_shown_as_text_and_fits_any_screen(browser, tmp_pat
     sheet = write_sheet(tmp_path / "sheet", "w" * 300, questions, {"a": texts, "b": ["ok"] * len(texts)}, seed=0)
     for width, scheme in ((1280, "light"), (360, "dark")):
         with browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme) as context:
-            page = opened(context, sheet)
+            page = open_page(context, sheet.page)
             for text in texts:
                 shown = page.locator(".answer > .text").all_text_contents()
                 assert sorted(shown) == sorted([text, "ok"])

@@ -32,6 +32,7 @@ def test_a_run_leaves_a_whole_folder_and_the_loss_falls(recipe_file, tmp_path):
         "log.jsonl",
         "manifest.json",
         "recipe.yaml",
+        "samples.jsonl",
     }
     found = losses(run)
     assert len(found) == outcome.steps == 12  # 22 rows in batches of 4 are 6 steps an epoch

@@ -32,9 +32,11 @@ from lorakit.cli import (
     plan,
     push,
     rate,
+    report,
     runs,
     schema,
     train,
+    watch,
 )
 from lorakit.cli import eval as evaluate
 from lorakit.cli.streams import prepare_streams
@@ -110,6 +112,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "push": push.push,
     "pack": pack.pack,
     "unpack": pack.unpack,
+    "report": report.report,
+    "watch": watch.watch,
     "runs": runs.runs,
     "diff": diff.diff,
     "lock": lock.lock,

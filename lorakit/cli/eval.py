@@ -11,6 +11,7 @@ import typer
 
 from lorakit.cli.devices import on_devices, terminal_of_first
 from lorakit.cli.options import BaseOption, Devices, Json, Quiet, RowColumns, RowFormat, given_rows
+from lorakit.cli.report import refresh_report
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def evaluate(
                 return
             failed = failures(evaluation, thresholds)
             path = write_evaluation(evaluation, folder) if folder else None
+            if path and model_set.run and folder == model_set.run.evaluations:
+                refresh_report(model_set.run, progress)
     if as_json:
         console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
     else:

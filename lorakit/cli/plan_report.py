@@ -271,9 +271,7 @@ def _card_as_json(card: "Gpu", plan: "Plan | UserError") -> dict[str, Any]:
 def _plan_as_json(plan: "Plan") -> dict[str, Any]:
     machine, spec, trainable = plan.machine, plan.spec, plan.trainable
     model, train = plan.recipe.model, plan.recipe.train
-    longest, average = (
-        memory.components | {"total": memory.total, "moment": memory.moment} for memory in (plan.longest, plan.average)
-    )
+    longest, average = (memory.to_dict() | {"moment": memory.moment} for memory in (plan.longest, plan.average))
     return {
         "model": model.base,
         "counted": "meta device" if spec.built else "config",

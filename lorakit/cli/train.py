@@ -12,6 +12,7 @@ import typer
 from lorakit.amounts import counted
 from lorakit.cli.devices import on_devices, terminal_of_first
 from lorakit.cli.options import Devices, Json, Overrides, Quiet, RecipePath, quoted
+from lorakit.cli.report import refresh_report
 from lorakit.cli.train_report import describe_run, print_outcome, print_plan
 from lorakit.errors import LorakitError, UserError
 
@@ -163,6 +164,7 @@ def _run(loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, q
         with alone():
             exports, failures = _export(run, targets, prepared, progress)
         facts |= {"exports": exports} if targets else {}
+        refresh_report(run, progress)
     if as_json:
         console.result_json({"run": str(run.folder), **facts, **outcome.__dict__})
     if failures:

@@ -82,6 +82,10 @@ class Memory:
     def total(self) -> int:
         return sum(self.components.values())
 
+    def to_dict(self) -> dict[str, int]:
+        """The components and their total, as a manifest has them."""
+        return {**self.components, "total": self.total}
+
     @property
     def allocated(self) -> int:
         """Without the overhead: what torch.cuda.max_memory_allocated() counts."""

@@ -35,7 +35,7 @@ class ScoreDifference:
 def compare_scores(first: StoredScores, second: StoredScores) -> ScoreDifference:
     """The scores of two runs, as they were stored, and their paired comparison where their rows are the same."""
     try:
-        rows_a, rows_b = (_read_rows(one) for one in (first, second))
+        rows_a, rows_b = (read_scored_rows(one) for one in (first, second))
     except UserError as error:
         return ScoreDifference(first, second, unpaired={"": str(error)})
     if [_row(line) for line in rows_a] != [_row(line) for line in rows_b]:
@@ -44,7 +44,7 @@ def compare_scores(first: StoredScores, second: StoredScores) -> ScoreDifference
     pairs: dict[str, tuple[Measure, Measure]] = {}
     unpaired: dict[str, str] = {}
     for name in (name for name in first.scores if name in second.scores):
-        one, other = _measure(name, first, rows_a), _measure(name, second, rows_b)
+        one, other = stored_measure(name, first, rows_a), stored_measure(name, second, rows_b)
         if why := _why_unpaired(name, first, second):
             unpaired[name] = why
         elif one is None or other is None:
@@ -79,7 +79,7 @@ def _why_unpaired(name: str, first: StoredScores, second: StoredScores) -> str |
     return None
 
 
-def _read_rows(scores: StoredScores) -> list[dict[str, Any]]:
+def read_scored_rows(scores: StoredScores) -> list[dict[str, Any]]:
     """The lines of the rows; UserError where they are gone, damaged, or of a version that stored no sums."""
     if scores.answers is None or not scores.answers.is_file():
         raise UserError(f"{scores.path} has no file of answers beside it")
@@ -96,7 +96,7 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line.get(key) for key in _ROW)
 
 
-def _measure(name: str, scores: StoredScores, lines: Sequence[dict[str, Any]]) -> Measure | None:
+def stored_measure(name: str, scores: StoredScores, lines: Sequence[dict[str, Any]]) -> Measure | None:
     """A score as what each row adds to it; None where the rows do not say so, or its metric is not installed."""
     metric, rows = name.split(".")[0], [value_at(line, "sums", scores.model, name) for line in lines]
     if not rows or not all(isinstance(row, list) and row and len(row) == len(rows[0]) for row in rows):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from lorakit.atomic_io import atomic_dir, files_in, sha256_of, write_atomic
+from lorakit.data.dataset import Examples
 from lorakit.data.examples import file_sha256s, tokenizer_sha256
 from lorakit.data.sources import hub_commits
+from lorakit.data.survey import decode_by_trained, histogram, sample
 from lorakit.distributed.processes import is_first, world_size
 from lorakit.errors import Interrupted, first_line
 from lorakit.hardware.allocator import allocator_settings
@@ -32,6 +34,7 @@ from lorakit.recipe.to_yaml import plain_recipe
 from lorakit.run_dir import BASE, FAILED, INTERRUPTED, RUNNING, Run, now, versions
 from lorakit.train.setup import TrainingState
 
+_SAMPLES = 3
 _CARD = """\
 ---
 base_model: {model.base}
@@ -165,13 +168,28 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
             "tokens_sha256": prepared.tokens_sha256,
             "train": prepared.train.report.to_dict(),
             "eval": prepared.held_out.report.to_dict() if prepared.held_out else None,
+            "lengths": {side: histogram(examples.lengths()) for side, examples in _sides(prepared).items()},
         },
         "auto": [asdict(choice) for choice in prepared.choices],
         "parameters": {"trainable": state.trainable, "total": state.total},
+        "predicted_memory": prepared.expected.to_dict() if prepared.expected else None,
         "stop_token_ids": prepared.stop_ids,
         "steps": prepared.steps,
         "result": None,
     }
+
+
+def _sides(prepared: Prepared) -> dict[str, Examples]:
+    return {"train": prepared.train} | ({"eval": prepared.held_out} if prepared.held_out else {})
+
+
+def sample_lines(prepared: Prepared) -> str:
+    """A few training rows as lines of JSON, each in stretches of text that are trained or not."""
+    lines = []
+    for row in sample(prepared.train, _SAMPLES):
+        stretches = decode_by_trained(prepared.tokenizer, row["input_ids"], row["labels"])
+        lines.append(json.dumps({"where": row["where"], "stretches": stretches}, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def whole_model(state: TrainingState, prepared: Prepared) -> dict[str, torch.Tensor]:

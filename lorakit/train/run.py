@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from lorakit.amounts import counted
+from lorakit.atomic_io import write_atomic
 from lorakit.distributed.launchers import launched
 from lorakit.distributed.processes import copy_from_first, gather, is_first, on_first, refuse, world_size
 from lorakit.errors import Interrupted, LorakitError, UserError, explain_error
@@ -25,7 +26,7 @@ from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.offloading import offload_activations
 from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
-from lorakit.train.record import RunRecord, initial_manifest, save_result, whole_model
+from lorakit.train.record import RunRecord, initial_manifest, sample_lines, save_result, whole_model
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import sharding_of
 from lorakit.train.trainer import SupervisedTrainer
@@ -128,7 +129,7 @@ def _fit(
     start = time.monotonic()
     with runner.progress.bar("training", total=steps, done=done) as bar:
         trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping)
-        on_first(partial(_begin_folder, run, record, checkpoint, done))
+        on_first(partial(_begin_folder, run, record, prepared, checkpoint, done))
         offloading = offload_activations(runner.model, settings.offload_activations)
         keeping = keep_freed_memory() if _has_room_to_keep(runner) else nullcontext()
         with compute_optimizations(runner.model, prepared.recipe.model.dtype, code), offloading, keeping:
@@ -160,10 +161,11 @@ def _has_room_to_keep(runner: MicroBatchRunner) -> bool:
     return not (prepared.machine.is_gpu or returns) and bool(expected and 2 * expected.total < prepared.machine.memory)
 
 
-def _begin_folder(run: Run, record: RunRecord, checkpoint: Path | None, done: int) -> None:
+def _begin_folder(run: Run, record: RunRecord, prepared: Prepared, checkpoint: Path | None, done: int) -> None:
     if not checkpoint:
         run.clear()
     record.write()
+    write_atomic(run.samples, sample_lines(prepared))
     run.go_back_to(done)
 
 
