@@ -251,8 +251,8 @@ memory, not the result."""
     lora_plus: Annotated[float, Field(gt=1)] | None = None
     """LoRA+: the learning rate of the B matrices, as a multiple of that of the A matrices. Its authors recommend 16."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"] = "auto"
-    """AdamW, with states in 32 or 8 bits; those of the paged ones move to main memory when the GPU's is full, and are
-    there anyway without a GPU."""
+    """AdamW, with states in 32 or 8 bits; those of the paged ones move to main memory when the GPU's is full, and are \
+there anyway without a GPU."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: Warmup = 0.03
