@@ -1,8 +1,7 @@
 """`lorakit eval`, and what the commands that score models share: options, the models named, where results go."""
 
-import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,6 @@ from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
     from lorakit.evaluate.models import ModelSet
-    from lorakit.evaluate.run import Evaluation
     from lorakit.progress import Progress
 
 Models = Annotated[
@@ -31,7 +29,11 @@ Models = Annotated[
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option("--baseline", metavar="X", help="What the others are compared with: the base, else the first."),
+    typer.Option(
+        "--baseline",
+        metavar="X",
+        help="What the others are compared with: the base, else the first, or that of --not-worse-than.",
+    ),
 ]
 MaxNewTokens = Annotated[
     int | None,
@@ -52,6 +54,7 @@ Quantizations = Annotated[
 ]
 NOT_STORED = "not stored: no run is among the models. --output DIR says where scores and answers go"
 _WRONG = "What may have gone wrong"
+_GATE = "A gate for a pipeline"
 
 
 def evaluate(
@@ -76,6 +79,29 @@ def evaluate(
             metavar="METRIC=VALUE",
             help="Exit with 1 where a model's score is worse, except the baseline. May be given several times.",
             show_default=False,
+            rich_help_panel=_GATE,
+        ),
+    ] = [],  # noqa: B006
+    not_worse_than: Annotated[
+        str | None,
+        typer.Option(
+            "--not-worse-than",
+            metavar="RUN",
+            help="Exit with 1 where the 95 % interval says that a model is worse than this run, adapter or model on "
+            "the same rows. What the rows cannot tell passes, and is said.",
+            show_default=False,
+            rich_help_panel=_GATE,
+        ),
+    ] = None,
+    judged: Annotated[
+        list[str],
+        typer.Option(
+            "--on",
+            metavar="METRIC[=MARGIN]",
+            help="A score that --not-worse-than judges, and by how much it may be worse, such as "
+            "[cyan]json-valid=2%[/cyan]; by default the loss and each metric. May be given several times.",
+            show_default=False,
+            rich_help_panel=_GATE,
         ),
     ] = [],  # noqa: B006
     max_new_tokens: MaxNewTokens = None,
@@ -115,43 +141,58 @@ def evaluate(
 
     if metrics is not None:
         metrics_of(metrics)
+    if judged and not_worse_than is None:
+        raise UserError("--on: is of the scores that --not-worse-than RUN judges. Add it, or leave --on out.")
     given = given_rows(data, row_format, columns)
     with on_devices(devices, remedy=lambda: "Start again." if no_cache else "The same command goes on from the cache."):
         progress = terminal_of_first(quiet)
-        with open_models(models, quantizations, progress, base=base) as model_set:
+        with open_models(models, quantizations, progress, base=base, reference=not_worse_than) as model_set:
             from lorakit.evaluate.diagnosis.examination import create_examination
             from lorakit.evaluate.diagnosis.finding import describe_finding
-            from lorakit.evaluate.report import evaluation_document, tables, write_evaluation
+            from lorakit.evaluate.gate import find_failures, find_reference, judge, parse_limits
+            from lorakit.evaluate.report import evaluation_document, gate_table, tables, write_evaluation
             from lorakit.evaluate.run import EvalSettings, default_settings, score_models
 
             recipe = default_settings(model_set.prepared)
             chosen = recipe.metrics if metrics is None else metrics_of(metrics, recipe.metrics)
             tokens = max_new_tokens or recipe.max_new_tokens
+            at = find_reference(model_set, not_worse_than) if not_worse_than else None
+            if at is not None and "base" not in [spec.kind for spec in model_set.specs]:
+                baseline = baseline or model_set.specs[at].name
             settings = EvalSettings(chosen, tokens, rows or recipe.rows, seed, not no_cache, baseline)
             examined = create_examination(model_set, general) if diagnose or general else None
-            thresholds = thresholds_of(fail_under, settings.metrics)
+            thresholds = parse_limits("--fail-under", fail_under, settings.metrics)
+            limits = parse_limits("--on", judged, settings.metrics, optional=True)
             folder = results_folder(model_set, output) if is_first() else None
             evaluation = score_models(model_set, given, settings, progress, examined)
             if not is_first():
                 return
-            failed = failures(evaluation, thresholds)
-            path = write_evaluation(evaluation, folder) if folder else None
+            reference = None if at is None else evaluation.models[at]
+            failed = find_failures(evaluation, thresholds, reference)
+            gates = judge(evaluation, reference, limits, given, progress) if reference else []
+            more = {"gates": [gate.to_dict() for gate in gates]} if reference else {}
+            path = write_evaluation(evaluation, folder, more) if folder else None
             if path and model_set.run and folder == model_set.run.evaluations:
                 refresh_report(model_set.run, progress)
+    worse = [failure for gate in gates for failure in gate.failures]
     if as_json:
-        console.result_json({**evaluation_document(evaluation), "file": str(path) if path else None, "failed": failed})
+        facts = {"file": str(path) if path else None, "failed": [*failed, *worse]}
+        console.result_json({**evaluation_document(evaluation), **more, **facts})
     else:
         title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.parts[""].scores)
         settings_of = [model.spec.settings for model in evaluation.models]
         words = {one.quantization for one in settings_of if one} - {"none"}
         for table in tables(evaluation, title + (f" (base in {', '.join(sorted(words))})" if words else "")):
             console.result_table(*table)
+        for gate in gates:
+            console.result_table(*gate_table(gate))
         console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
     for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
         if finding.flagged:
             progress.warn(f"{name}: {describe_finding(finding)}")
-    if failed:
-        raise LorakitError(f"--fail-under: {'; '.join(failed)}.")
+    reasons = {"--fail-under": failed, "--not-worse-than": worse}
+    if failed or worse:
+        raise LorakitError(" ".join(f"{option}: {'; '.join(of)}." for option, of in reasons.items() if of))
 
 
 @contextmanager
@@ -161,10 +202,12 @@ def open_models(
     progress: "Progress",
     servers_alone: bool = False,
     base: str | None = None,
+    reference: str | None = None,
 ) -> "Iterator[ModelSet]":
     """The models of the arguments, runs among them locked against a training that would replace them. `servers_alone`:
-    whether a server may be without a run or model. `base`: where the base of runs and adapters lies now."""
-    from lorakit.evaluate.models import add_quantizations, lock_runs, resolve_models
+    whether a server may be without a run or model. `base`: where the base of runs and adapters lies now. `reference`:
+    a model that is one of them too, the last where it is not named."""
+    from lorakit.evaluate.models import add_quantizations, lock_runs, place_of, resolve_models
     from lorakit.registry import QUANTIZERS
 
     words = [word.strip() for word in quantizations.split(",")] if quantizations is not None else []
@@ -174,6 +217,10 @@ def open_models(
             raise UserError(f"--quantizations: {word!r} is not a quantization. Write some of {names}.")
     if not named:
         raise UserError("no model is named. Give the folder of a run, such as runs/NAME.")
+    if reference is not None and place_of(reference) not in map(place_of, named):
+        named = [*named, reference]
+    elif reference is not None and len(named) == 1:
+        raise UserError(f"--not-worse-than {reference}: is the model that is judged. Name another one.")
     with lock_runs(named):
         models = resolve_models(named, progress, servers_alone, base)
         yield add_quantizations(models, list(dict.fromkeys(words))) if words else models
@@ -213,44 +260,3 @@ def metrics_of(named: str, recipes: Sequence[Any] | None = None) -> tuple[Any, .
                 "evaluate.metrics there."
             )
     return tuple(configured.get(name, name) for name in names)
-
-
-def thresholds_of(written: Iterable[str], metrics: Sequence[Any]) -> list[tuple[str, float]]:
-    """Each `metric=value` as the score and the worst value that it may have; a share may be 0.8 or 80%."""
-    from lorakit.recipe.fields import entry_name
-
-    measured = ["loss", "perplexity", "loss-per-character", *map(entry_name, metrics)]
-    thresholds = []
-    for text in written:
-        name, _, value = (part.strip() for part in text.partition("="))
-        try:
-            number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-        except ValueError:
-            number = math.nan
-        if not (name and math.isfinite(number)):
-            raise UserError(f"--fail-under: {text!r} is not a score with its value. Write for example exact-match=0.8.")
-        if name.partition(".")[0] not in measured and "label-" not in name:
-            raise UserError(f"--fail-under: {name!r} is not measured. Write one of {', '.join(measured)}.")
-        thresholds.append((name, number))
-    return thresholds
-
-
-def failures(evaluation: "Evaluation", thresholds: Iterable[tuple[str, float]]) -> list[str]:
-    """What is worse than its threshold: of every model but the baseline, or of that where it is alone. A server, which
-    gives no losses, is passed over where another model has them."""
-    by_model, failed = evaluation.parts[""].scores, []
-    models = evaluation.others or [evaluation.baseline]
-    for name, worst in thresholds:
-        without = [model for model in models if name not in by_model[model.name]]
-        if without and (len(without) == len(models) or not all(model.spec.endpoint for model in without)):
-            scores = ", ".join(by_model[without[0].name])
-            raise UserError(f"--fail-under: {name!r} is not measured here. Write one of {scores}.")
-        for model in models:
-            if model in without:
-                continue
-            measure = by_model[model.name][name].measure
-            value, above = measure.value, measure.higher is False
-            if math.isnan(value) or (value > worst if above else value < worst):
-                side = "above" if above else "under"
-                failed.append(f"{model.name}: {name} is {measure.write(value)}, {side} {measure.write(worst)}")
-    return failed

@@ -42,7 +42,7 @@ _Z = float(ndtri(0.975))
 _POWER = float(ndtri(0.8))
 _RESAMPLES = (1_000, 10_000)
 # Of five rows all lie on one side of a middle by chance more often than once in twenty (2 / 2^5), of six they do not.
-_LEAST_ROWS = 6
+LEAST_ROWS = 6
 # Numbers held at once while rows are drawn, and drawn in all beyond the least number of resamples.
 _AT_ONCE, _IN_ALL = 1 << 22, 1 << 24
 
@@ -283,7 +283,7 @@ def _of_shares(one: Measure, other: Measure) -> tuple[Interval, float] | None:
 def _expanded_percentile(values: np.ndarray, rows: int) -> Interval | None:
     """The percentiles at which a bootstrap of so few rows is as wide as Student's t interval of a mean."""
     values = values[~np.isnan(values)]
-    if rows < _LEAST_ROWS or not len(values) or np.ptp(values) <= 1e-12 * np.abs(values).max():
+    if rows < LEAST_ROWS or not len(values) or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return None
     below = float(ndtr(-math.sqrt(rows / (rows - 1)) * stdtrit(rows - 1, 0.975)))
     low, high = np.quantile(values, [below, 1 - below])

@@ -131,7 +131,7 @@ def run_folder(given: str) -> Path:
     return parent.folder if parent.holds_results() and parent.adapter == path.resolve() else path
 
 
-def _place_of(given: str) -> str:
+def place_of(given: str) -> str:
     """By what an argument is the same as another: the folder or file where it is one, the run of an adapter/."""
     is_file = not is_endpoint(given) and Path(given).exists()
     return str(run_folder(given).resolve()) if is_file else given
@@ -167,7 +167,7 @@ def resolve_models(
     `servers_alone`: whether servers may be without another model, which brings rows and a tokenizer. `base_option`:
     where the base of the runs and adapters, or of some of them, lies now."""
     quiet_libraries()
-    places = [_place_of(one) for one in given]
+    places = [place_of(one) for one in given]
     twice = next((one for at, one in enumerate(given) if places[at] in places[:at]), None)
     if twice:
         raise UserError(f"{shown_address(twice)}: is given twice. Leave one out.")

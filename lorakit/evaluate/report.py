@@ -16,6 +16,7 @@ from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import LabelScores
 from lorakit.evaluate.diagnosis.finding import format_number
+from lorakit.evaluate.gate import Gate
 from lorakit.evaluate.metric import Comparison, Measure, Score, loss
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.run import Evaluation
@@ -191,6 +192,18 @@ def _comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
             rounded = -(-one.rows_needed // scale) * scale  # to two figures: it is an estimate
             verdict += f", about {rounded:,} rows would be needed"
     return [name, signed(one.difference), interval, verdict]
+
+
+def gate_table(gate: Gate) -> Table:
+    """What a gate judged: the differences from the reference, and which of them it lets pass."""
+    rows = []
+    for one in gate.scores:
+        margin = format_difference(one.margin, one.measure.unit)[1:] if one.margin else "0"
+        cells = _comparison_row(one.name, one.comparison, one.measure)
+        rows.append([*cells, margin, "FAILS" if one.fails else "passes"])
+    left_out = f", {gate.left_out:,} that were trained on left out" if gate.left_out else ""
+    title = f"gate: {gate.model} not worse than {gate.against} ({gate.rows:,} rows{left_out})"
+    return title, ["", "difference", "95 % interval", "verdict", "margin", ""], rows
 
 
 def _classified(one: LabelScores) -> dict[str, str]:

@@ -104,7 +104,7 @@ class Evaluation:
                 for group in model.measures.get(part, {}).values():
                     bounds = intervals(group, seed)
                     scores[model.name] |= {name: Score(group[name], one) for name, one in bounds.items()}
-            comparisons = {model.name: _compare(self.baseline, model, part, seed) for model in self.others}
+            comparisons = {model.name: compare_models(self.baseline, model, seed, part) for model in self.others}
             parts[part] = PartScores(scores, comparisons)
         return parts
 
@@ -177,22 +177,28 @@ def _masks(rendered: RenderedRows) -> dict[str, np.ndarray]:
 
 
 def _only(measures: Groups, mask: np.ndarray, rendered: RenderedRows) -> Groups:
-    """The measures of some rows alone: the others add nothing."""
+    """The measures of some rows alone: the others add nothing. Those of labels are of whole tasks, and are left out."""
     masks = {"rows": mask, "answers": mask[rendered.with_answer]}
     return {
         group: {name: replace(measure, rows=measure.rows * masks[group][:, None]) for name, measure in of_group.items()}
         for group, of_group in measures.items()
-        if masks[group].any()
+        if group in masks and masks[group].any()
     }
 
 
-def _compare(baseline: ModelResult, model: ModelResult, part: str, seed: int) -> dict[str, Comparison]:
-    """All measures that both have; those per token only if both tokenizers cut the rows alike."""
+def compare_models(
+    first: ModelResult, second: ModelResult, seed: int, part: str = "", mask: np.ndarray | None = None
+) -> dict[str, Comparison]:
+    """The second model against the first in all measures that both have, of a part of the rows, or of those of a
+    `mask`; those per token only if both tokenizers cut the rows alike."""
     compared: dict[str, Comparison] = {}
-    left_out = () if model.rendered is baseline.rendered else _PER_TOKEN
-    for group, measures in baseline.measures[part].items():
+    left_out = () if second.rendered is first.rendered else _PER_TOKEN
+    groups = [model.measures.get(part, {}) for model in (first, second)]
+    if mask is not None:
+        groups = [_only(one, mask, model.rendered) for one, model in zip(groups, (first, second), strict=True)]
+    for group, measures in groups[0].items():
         shared = {name: measure for name, measure in measures.items() if name not in left_out}
-        compared |= compare(shared, model.measures.get(part, {}).get(group, {}), seed)
+        compared |= compare(shared, groups[1].get(group, {}), seed)
     return compared
 
 

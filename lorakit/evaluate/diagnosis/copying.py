@@ -202,8 +202,9 @@ def measure_leak(train: RowStats, held_out: RowStats) -> Finding:
     return LEAK.measured(len(leaks) / rows, bool(leaks), wilson(len(leaks), rows), details)
 
 
-def rendered_row_stats(rows: Sequence[Row], prepared: Prepared, progress: Progress) -> RowStats:
-    """The stats of rendered rows, to compare them: the tokens before the answer are the prompt."""
+def rendered_row_stats(rows: Sequence[Row], prepared: Prepared, progress: Progress, near: bool = True) -> RowStats:
+    """The stats of rendered rows, to compare them: the tokens before the answer are the prompt. `near`: whether near
+    likeness is compared too."""
     tokenizer, contents = prepared.tokenizer, list[RowContent]()
     with progress.bar("looking for leaks", total=len(rows)) as bar:
         for row in rows:
@@ -215,4 +216,4 @@ def rendered_row_stats(rows: Sequence[Row], prepared: Prepared, progress: Progre
             answer = reference_of(row, tokenizer, prepared.stop_ids)
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
             contents.append(Conversation(turns))
-    return compute_row_stats(contents, near=True, style=False)
+    return compute_row_stats(contents, near, style=False)

@@ -89,7 +89,7 @@ class Examination:
         """Whether a model was made from the base. An adapter on another quantization differs by that too."""
         if spec.adapter is not None:
             return spec.base_key == self.base.base_key
-        trained = _trained_from(spec, self.model_set)
+        trained = trained_from(spec, self.model_set)
         return trained is not None and have_same_weights(trained.base, self.base.loaded[0])
 
     def measure(self, eval_model: EvalModel) -> dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ class Examination:
         rows = [list(tokenizer(text)["input_ids"]) for text in texts]
         values = np.array(eval_model.compute("losses", {"texts": "general"}, rows, work), dtype=float)
         measured = {"nats": values[:, 0], "tokens": values[:, 1]}
-        saw_sample = _trained_from(spec, self.model_set) is self.model_set.prepared
+        saw_sample = trained_from(spec, self.model_set) is self.model_set.prepared
         if self.sample and (spec is self.base or saw_sample):
             measured["sample"] = compute_losses(eval_model, self.sample)
         return measured
@@ -128,7 +128,7 @@ def create_examination(model_set: ModelSet, file: Path | None = None) -> Examina
         raise UserError(f"--general: {error}") from error
 
 
-def _trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
+def trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
     """What a model was trained from, if that is known. The merged model of a run is given by the run."""
     if spec.prepared is None and model_set.run is not None and spec.given == str(model_set.run.folder):
         return model_set.prepared
@@ -145,7 +145,7 @@ def diagnose_models(
     for model in evaluation.models:
         of_model = []
         if model is not base and model.answers:
-            trained = _trained_from(model.spec, evaluation.model_set)
+            trained = trained_from(model.spec, evaluation.model_set)
             if id(trained) not in indexes:
                 indexes[id(trained)] = _index_training_answers(trained, progress)
             of_model += _answer_findings(model, base, indexes[id(trained)], evaluation.settings)
