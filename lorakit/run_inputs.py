@@ -18,7 +18,7 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.progress import Progress, Silent
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.data_files import is_pattern, pattern_start
-from lorakit.recipe.paths import is_path
+from lorakit.recipe.paths import is_path, path_from, relative_path
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Data, Recipe, Source
 from lorakit.run_dir import BASE, Run, versions
@@ -68,7 +68,7 @@ def locate_base(
 
 def recorded_path(name: str, folder: Path) -> str:
     """What a manifest names, as an absolute path where it is one: that of a packed run has them relative to it."""
-    return os.path.normpath(folder.absolute() / name) if name.startswith(("./", OUTSIDE)) else name
+    return path_from(folder.absolute(), name) if name.startswith(("./", OUTSIDE)) else name
 
 
 def _has_weights(place: str, revision: str, recorded: Mapping[str, str]) -> bool:
@@ -148,7 +148,7 @@ def _lies_in(file: str, path: str) -> bool:
 
 def _earlier_places(path: str, folder: Path, recorded: list[str]) -> Iterator[str]:
     """Where a path of the recipe, which is relative to the run, led when the run lay elsewhere."""
-    end = [part for part in Path(os.path.relpath(path, folder)).parts if part != ".."]
+    end = [part for part in Path(relative_path(path, folder)).parts if part != ".."]
     fixed = next((at for at, part in enumerate(end) if any(sign in part for sign in "*?[")), len(end))
     for parts in (Path(name).parts for name in recorded):
         for start in range(len(parts) - fixed + 1):

@@ -63,6 +63,24 @@ def test_keys_that_differ_are_told_with_what_auto_chose(pair):
     assert [one.key for one in compare(pair[0], pair[0]).keys] == []
 
 
+def test_keys_that_nothing_reads_in_one_of_the_two_do_not_differ(tmp_path, tiny_base):
+    texts = {"a": "adapter: {rank: 4}", "b": "adapter: {kind: none}"}
+    write_rows(tmp_path / "train.jsonl", rows_of(4))
+    for name, text in texts.items():
+        recipe = f"model: {{base: {tiny_base}}}\ndata: {{train: train.jsonl}}\n{text}\n"
+        (tmp_path / f"{name}.yaml").write_text(recipe)
+    found = {one.key for one in compare(tmp_path / "a.yaml", tmp_path / "b.yaml").keys}
+    assert found == {"name", "adapter.kind"}
+
+
+def test_a_run_that_is_reached_by_a_link_at_another_depth_is_the_same(pair, tmp_path):
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    link = tmp_path / "deep" / "deeper" / "production"
+    link.symlink_to(pair[0].folder)
+    found = compare(pair[0], link)
+    assert found.keys == () and found.rows["train"].both == 22 and isinstance(found.same_tokens["train"], bool)
+
+
 def test_a_run_and_the_recipe_that_it_came_from_differ_in_nothing(pair):
     run = pair[0]
     found = compare(run, run.folder.parent / "tiny.yaml")

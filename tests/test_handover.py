@@ -1,6 +1,7 @@
 """Promises of handing over: a run or an adapter that lies elsewhere works with what it needs and no more, by content
 and not by path; what is packed is whole, tells nothing of the machine, and is checked before anything of it appears."""
 
+import gzip
 import io
 import json
 import re
@@ -176,6 +177,24 @@ def test_the_recipe_tells_no_token_and_no_name_of_the_home(tmp_path, tiny_base, 
     assert token.encode() not in content and b"alice" not in content and b"../models/base" in content
     assert "eval run (--base" in command("unpack", "run.tar", "-o", "run")[1]
     assert "system: /a/b or (redacted), of (path)/notes." in Path("run/recipe.yaml").read_text()
+
+
+def test_the_home_of_another_user_is_not_named_either(tmp_path, tiny_base, elsewhere, command, monkeypatch):
+    base = shutil.copytree(tiny_base, tmp_path / "people" / "bob" / "models" / "base")
+    run = make_run(tmp_path / "srv" / "runs", base, train={"epochs": ..., "steps": 1})
+    monkeypatch.setenv("HOME", str(tmp_path / "people" / "alice"))
+    assert command("pack", run.folder, "-o", "run.tar")[0] == 0
+    content = Path("run.tar").read_bytes()
+    assert b"bob" not in content and b"../models/base" in content
+
+
+@pytest.mark.parametrize("text", [b"", b"a few words\n", b"words\n" * 200])
+def test_another_file_is_called_no_packed_run(tmp_path, command, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"notes.txt": text, "notes.tar.gz": gzip.compress(text)}.items():
+        Path(name).write_bytes(content)
+        code, _, err = command("unpack", name)
+        assert code == 2 and f"{name}: not a packed run" in err and "cut short" not in err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lorakit.recipe.paths import path_from
 from lorakit.recipe.problem import Location, PathParts, Problem, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
@@ -27,10 +28,11 @@ class Composition:
     """The recipe's file and those that it extends, by their real paths: each is read once."""
 
 
-def compose(path: Path, overrides: Sequence[str] = ()) -> Composition:
-    """Read `path` with everything that it extends, and put each `key=value` of `overrides` over it."""
+def compose(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> Composition:
+    """Read `path` with everything that it extends, and put each `key=value` of `overrides` over it. `text`: what stands
+    there once the file is written."""
     composition = Composition()
-    root = _read(composition, path, (), Location(path), "")
+    root = _read(composition, path, (), Location(path), "", text)
     layers = [_read_setting(composition, override) for override in overrides]
     composition.complete &= None not in layers
     composition.root = functools.reduce(merge, filter(None, layers), root) if root else None
@@ -58,12 +60,19 @@ def merge(below: Node, above: Node, path: PathParts = ()) -> Node:
     return replace(below if above.place.setting else above, value=merged)
 
 
-def _read(composition: Composition, path: Path, chain: tuple[str, ...], asking: Location, subject: str) -> Node | None:
+def _read(
+    composition: Composition,
+    path: Path,
+    chain: tuple[str, ...],
+    asking: Location,
+    subject: str,
+    text: str | None = None,
+) -> Node | None:
     """`path` over its parents. `chain` is the real paths of the files that lead here."""
     real = os.path.realpath(path)
     if real in composition.nodes:
         return composition.nodes[real]
-    node, problems = read_file(path, asking, subject)
+    node, problems = read_file(path, asking, subject) if text is None else read_text(text, Location(path))
     composition.problems += problems
     if node is None:
         composition.complete = False
@@ -86,8 +95,7 @@ def _read_parent(composition: Composition, node: Node, subject: str, chain: tupl
     elif "://" in node.value:
         complaint = f"{quote(node.value)} is an address", "Download the file and write its path."
     else:
-        # os.path rather than pathlib, which raises for `~nobody` and for names that are too long.
-        path = Path(os.path.normpath(node.place.folder / os.path.expanduser(node.value)))  # noqa: PTH111
+        path = Path(path_from(node.place.folder, node.value))
         shipped = _shipped_parts() if not os.path.isfile(path) else {}  # noqa: PTH113
         path = shipped.get(node.value, path)
         real, kind = os.path.realpath(path), node.value.partition("/")[0]

@@ -101,12 +101,21 @@ def absolute_path(text: str, role: PathRole, folder: Path) -> str | None:
     """The absolute path that `text` means, seen from `folder`; None when it is not a path."""
     if "\0" in text or (role.or_template and is_template_name(text)):
         return None
-    # os.path rather than pathlib, which raises for `~nobody`.
-    path = os.path.normpath(os.path.join(folder, os.path.expanduser(text)))  # noqa: PTH111, PTH118
+    path = path_from(folder, text)
     looks_so = text.startswith(_PATH_STARTS) or text.endswith("/") or text.lower().endswith(role.suffixes)
     if not role.or_hub or looks_so or (role.of_data and is_pattern(path)):
         return path
     return path if os.path.exists(path) else None  # noqa: PTH110
+
+
+def path_from(folder: Path, text: str) -> str:
+    """The absolute path that a text means in a folder, as the system follows it: `..` leads out of what a folder is,
+    not of the place of a link to it."""
+    # os.path rather than pathlib, which raises for `~nobody`.
+    path = os.path.normpath(os.path.expanduser(text))  # noqa: PTH111
+    if path.startswith(".."):
+        folder = Path(os.path.realpath(folder))
+    return os.path.normpath(os.path.join(folder, path))  # noqa: PTH118
 
 
 def find_variable(text: str) -> str | None:
@@ -122,8 +131,10 @@ def refuse_variable(text: str, variable: str) -> tuple[str, str]:
 
 
 def relative_path(path: str, folder: Path) -> str:
-    """The text that means `path` in a recipe in `folder`."""
+    """The text that means `path` in a recipe in `folder`, whether that is reached by a link or not."""
     text = os.path.relpath(path, folder)
+    if text.startswith(".."):
+        text = os.path.relpath(path, os.path.realpath(folder))
     return text if text.startswith("../") else f"./{text}"
 
 

@@ -35,6 +35,10 @@ _LEVEL = 6  # of gzip: weights hardly shrink at any
 _ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"
 
 
+class _EndsEarly(EOFError):
+    """A stream that was read to its end has fewer bytes than it should."""
+
+
 class _LeftOpen(io.RawIOBase):
     """A file that whoever opened it closes: pyarrow closes what it writes to."""
 
@@ -176,7 +180,12 @@ def open_archive(file: Path) -> Iterator[BinaryIO]:
 
 def read_index(stream: BinaryIO) -> tuple[str, dict[str, Any]]:
     """The name at the top of an archive, and its index, which is checked; UserError."""
-    name, size = _read_header(stream) or ("", 0)
+    try:
+        name, size = _read_header(stream) or ("", 0)
+    except _EndsEarly as error:
+        raise UserError(
+            "not a packed run: it is shorter than the beginning of one. lorakit pack writes one."
+        ) from error
     top, _, rest = name.partition("/")
     if rest != INDEX or not top or top.startswith(".") or not top.isprintable() or "\\" in top:
         raise UserError(f"not a packed run: it does not begin with {INDEX}. lorakit pack writes one.")
@@ -259,7 +268,7 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
     while len(content) < size:
         piece = stream.read(size - len(content))
         if not piece:
-            raise EOFError("it ends early")
+            raise _EndsEarly("it ends early")
         content += piece
     return content
 

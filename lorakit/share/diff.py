@@ -96,12 +96,17 @@ def diff(a: DiffSide, b: DiffSide, progress: Progress) -> Difference:
 
 
 def _compare_keys(a: DiffSide, b: DiffSide) -> Iterator[KeyDifference]:
-    unchecked = (*a.unchecked, *b.unchecked)
-    for key in (key for key in dict.fromkeys([*a.keys, *b.keys]) if key not in unchecked):
+    left_out = {*a.unchecked, *b.unchecked, *a.unread, *b.unread}
+    for key in (key for key in dict.fromkeys([*a.keys, *b.keys]) if not _is_part(key, left_out)):
         left, right = a.keys.get(key, _ABSENT), b.keys.get(key, _ABSENT)
         if left != right and not (_is_open(left, b, right, key) or _is_open(right, a, left, key)):
             values = [None if one is _ABSENT else one for one in (left, right)]
             yield KeyDifference(key, values[0], values[1], key in a.auto, key in b.auto)
+
+
+def _is_part(key: str, names: set[str]) -> bool:
+    """Whether a dotted key is one of these names, or below one."""
+    return any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in names)
 
 
 def _is_open(value: Any, other: DiffSide, chosen: Any, key: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lorakit.data.sources import sources_of
 from lorakit.errors import UserError
+from lorakit.recipe.adapter_kind import unread_keys
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problem import one_line, show_path
@@ -37,6 +38,11 @@ class DiffSide:
     @property
     def kind(self) -> str:
         return "run" if self.run else "recipe"
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Keys that nothing reads in this recipe, such as the rank of a full fine-tuning."""
+        return tuple(unread_keys(self.recipe))
 
     @cached_property
     def keys(self) -> dict[str, Any]:

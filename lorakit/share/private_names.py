@@ -12,6 +12,7 @@ from lorakit.recipe.paths import is_path, relative_path
 
 _TEXTS = (".json", ".jsonl", ".md", ".yaml", ".txt")
 _LARGEST = 64 << 20  # vocabularies are smaller
+_HOMES = (Path("/home"), Path("/Users"))
 
 
 class LocalNames:
@@ -78,9 +79,18 @@ class LocalNames:
 
 
 def _without_home(path: str, folder: Path) -> str | None:
-    """A path in the home folder as that of a run elsewhere has it: relative to the run, it would lead through the home,
-    whose name is the user's. None where it does not."""
-    home = Path.home().absolute()
-    if len(home.parts) < 2 or folder.absolute().is_relative_to(home) or not Path(path).is_relative_to(home):
+    """A path in a home folder as that of a run elsewhere has it: relative to the run, it would lead through the home,
+    whose name is a person's. None where it does not."""
+    home = _home_around(Path(path))
+    if home is None or folder.absolute().is_relative_to(home):
         return None
     return f"../{Path(path).relative_to(home)}"
+
+
+def _home_around(path: Path) -> Path | None:
+    """The home folder that a path lies in: the user's own, or another one beside it or where homes are."""
+    own = Path.home().absolute()
+    if len(own.parts) > 1 and path.is_relative_to(own):
+        return own
+    places = {*_HOMES, *([own.parent] if len(own.parts) > 2 else [])}
+    return next((above for above in path.parents if above.parent in places), None)
