@@ -57,6 +57,7 @@ class Run:
         self.samples = self.folder / "samples.jsonl"  # a few training rows, with what is trained of them
         self.report = self.folder / "report.html"
         self.exports = self.folder / "export"
+        self.rows = self.folder / "rows"  # that were written for this run alone, and rows of a packed one
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` optimizer steps."""
@@ -265,7 +266,7 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
                 f"{folder}: holds another run's results. Continue it with --resume, replace it with --overwrite, or "
                 "choose another folder with --output."
             )
-    elif folder.is_dir() and not all(is_draft(path) for path in folder.iterdir()):
+    elif folder.is_dir() and not all(is_draft(path) or path == run.rows for path in folder.iterdir()):
         why = f": its {run.manifest.name} is not a run's, or is damaged" if run.manifest.exists() else ""
         raise UserError(f"{folder}: is not empty and not a run folder{why}. Choose another with --output.")
 

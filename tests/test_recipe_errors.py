@@ -220,6 +220,14 @@ def test_rows_are_neither_doubled_nor_leaked(tmp_path, monkeypatch, text, start)
     assert found[0].removeprefix(f"{tmp_path}/").startswith(start)
 
 
+def test_a_share_of_training_rows_is_held_out_where_it_is_left_out_of_the_training(tmp_path):
+    text = "data:\n  train: a/b\n  eval: {path: a/b, take: 0.1}\n{}model: {base: org/model}\n"
+    (problem,) = errors(tmp_path, text.replace("{}", ""))
+    assert "is trained on as data.train. Write other rows, or clean: {leakage: fix}, which trains on none" in problem
+    assert errors(tmp_path, text.replace("{}", "  clean: {leakage: fix}\n")) == []
+    assert errors(tmp_path, text.replace(", take: 0.1", "").replace("{}", "  clean: {leakage: fix}\n"))
+
+
 def test_another_split_of_a_hub_dataset_is_other_rows(tmp_path):
     text = "data: {train: a/b, eval: {path: a/b, split: test}}\nmodel: {base: org/model}\n"
     assert errors(tmp_path, text) == []

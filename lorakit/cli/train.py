@@ -13,7 +13,7 @@ from lorakit.amounts import counted
 from lorakit.cli.devices import on_devices, terminal_of_first
 from lorakit.cli.options import Devices, Json, Overrides, Quiet, RecipePath, quoted
 from lorakit.cli.report import refresh_report
-from lorakit.cli.train_report import describe_run, print_outcome, print_plan
+from lorakit.cli.train_report import describe_run, plan_facts, print_first_example, print_outcome
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def _refuse_differences(loaded: "LoadedRecipe", quiet: bool) -> None:
 
 
 def _dry_run(loaded: "LoadedRecipe", as_json: bool, quiet: bool) -> None:
+    from lorakit import console
     from lorakit.distributed.processes import is_first
     from lorakit.prepare import prepare_run
 
@@ -118,7 +119,11 @@ def _dry_run(loaded: "LoadedRecipe", as_json: bool, quiet: bool) -> None:
         prepared = prepare_run(loaded.recipe, progress)
     if is_first():
         describe_run(prepared, progress)
-        print_plan(prepared, as_json, progress)
+        facts = plan_facts(prepared, progress)
+        if as_json:
+            console.result_json(facts)
+        else:
+            print_first_example(prepared)
 
 
 @contextmanager
@@ -143,31 +148,44 @@ def _opened(loaded: "LoadedRecipe", resume: bool, overwrite: bool) -> Iterator["
 
 
 def _run(loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, quiet: bool) -> None:
-    """Train, merge and export, and print what came of it. Exports are the first process's alone."""
     from lorakit import console
+    from lorakit.distributed.processes import is_first
+
+    facts = train_and_export(loaded, resume, overwrite, as_json, terminal_of_first(quiet))
+    if as_json and is_first():
+        console.result_json(facts)
+    refuse_failed_exports(facts)
+
+
+def train_and_export(
+    loaded: "LoadedRecipe", resume: bool, overwrite: bool, as_json: bool, progress: "Progress"
+) -> dict[str, Any]:
+    """Train, merge and export, and print what came of it unless it is `as_json`; the facts of it. Exports are the first
+    process's alone, which their failures do not end."""
     from lorakit.distributed.processes import alone, is_first
     from lorakit.recipe.adapter_kind import trains_all
     from lorakit.recipe.export_target import parse_target
 
-    progress = terminal_of_first(quiet)
     targets = [parse_target(word) for word in loaded.recipe.output.export]
     with _opened(loaded, resume, overwrite) as run:
         outcome, prepared = _train(run, loaded, resume, progress)
         whole = trains_all(prepared.recipe.adapter)
-        facts: dict[str, Any] = {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
+        facts: dict[str, Any] = {"run": str(run.folder)}
+        facts |= {"model": str(run.model)} if whole else {"adapter": str(run.adapter)}
         if is_first() and not as_json:
             print_outcome(outcome, run, prepared, whole)
         if loaded.recipe.output.merged:
             facts |= _merge(run, prepared, progress)
-        if not is_first():
-            return
-        with alone():
-            exports, failures = _export(run, targets, prepared, progress)
-        facts |= {"exports": exports} if targets else {}
-        refresh_report(run, progress)
-    if as_json:
-        console.result_json({"run": str(run.folder), **facts, **outcome.__dict__})
-    if failures:
+        if is_first():
+            with alone():
+                facts |= _export(run, targets, prepared, progress) if targets else {}
+            refresh_report(run, progress)
+    return {**facts, **outcome.__dict__}
+
+
+def refuse_failed_exports(facts: dict[str, Any]) -> None:
+    """End with exit code 1 where an export failed."""
+    if failures := facts.get("failed_exports"):
         raise LorakitError(f"the training is complete, and {counted(failures, 'export')} failed, as said above.")
 
 
@@ -224,6 +242,11 @@ def _refuse_unseen(checkpoint: Path | None) -> None:
         )
 
 
+def is_whole(run: "Run", loaded: "LoadedRecipe") -> bool:
+    """Whether a run has ended with all that its recipe says it writes."""
+    return run.is_complete() and not _missing_outputs(run, loaded)
+
+
 def _missing_outputs(run: "Run", loaded: "LoadedRecipe") -> list[str]:
     """What a finished run was to have beside its adapter and has not."""
     from lorakit.recipe.export_target import parse_target
@@ -233,9 +256,7 @@ def _missing_outputs(run: "Run", loaded: "LoadedRecipe") -> list[str]:
     return merged + [str(target) for target in targets if not (run.exports / target.folder_name).exists()]
 
 
-def _export(
-    run: "Run", targets: "list[ExportTarget]", prepared: "Prepared", progress: "Progress"
-) -> tuple[list[dict[str, Any]], int]:
+def _export(run: "Run", targets: "list[ExportTarget]", prepared: "Prepared", progress: "Progress") -> dict[str, Any]:
     """Each target that is not there yet, as JSON, and how many failed: the others and the training are not lost."""
     from lorakit.cli.export import source_of_run
     from lorakit.export.run import export
@@ -254,7 +275,7 @@ def _export(
         else:
             results.append(result.facts())
             progress.say(f"exported: {result.folder}")
-    return results, failures
+    return {"exports": results, "failed_exports": failures}
 
 
 def _refuse_inputs_inside(folder: Path, loaded: "LoadedRecipe") -> None:

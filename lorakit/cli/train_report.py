@@ -1,7 +1,7 @@
 """What `lorakit train` says before and after it trains."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import counted, decimal_bytes, duration, gibibytes, percent
 from lorakit.cli.options import quoted
@@ -74,29 +74,31 @@ def _describe_memory(prepared: "Prepared", progress: "Progress") -> None:
         progress.say(f"{text}, if the estimate holds: it may be off by {ERROR:.0%}" if uncertain else text)
 
 
-def print_plan(prepared: "Prepared", as_json: bool, progress: "Progress") -> None:
-    """The first example as the model sees it, the trained text in green or between marks; or all facts as JSON."""
+def print_first_example(prepared: "Prepared") -> None:
+    """The first example as the model sees it, the trained text in green or between marks."""
     from lorakit import console
     from lorakit.data.survey import decode_by_trained
+
+    row = prepared.train.rows[0]
+    stretches = decode_by_trained(prepared.tokenizer, row["input_ids"], row["labels"])
+    console.result_masked(f"first example, {row['where']}:", stretches)
+
+
+def plan_facts(prepared: "Prepared", progress: "Progress") -> dict[str, Any]:
+    """What would be trained, for `--json`; how many parameters is said too."""
     from lorakit.train.setup import planned_parameters
 
     counts, text = planned_parameters(prepared), "known when the weights are loaded, by which adapter.layers chooses"
     if counts:
         text = "{:,} of {:,} ({})".format(*counts, percent(counts[0] / counts[1], 2))
     progress.say(f"trainable parameters: {text}")
-    if not as_json:
-        row = prepared.train.rows[0]
-        stretches = decode_by_trained(prepared.tokenizer, row["input_ids"], row["labels"])
-        console.result_masked(f"first example, {row['where']}:", stretches)
-        return
-    facts = {
+    return {
         "steps": prepared.steps,
         "parameters": dict(zip(("trainable", "total"), counts, strict=True)) if counts else None,
         "auto": [asdict(choice) for choice in prepared.choices],
         "train": prepared.train.report.to_dict(),
         "eval": prepared.held_out.report.to_dict() if prepared.held_out else None,
     }
-    console.result_json(facts)
 
 
 def print_outcome(outcome: "Outcome", run: "Run", prepared: "Prepared", whole: bool) -> None:

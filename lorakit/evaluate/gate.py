@@ -50,13 +50,15 @@ class JudgedScore:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A model beside the reference, on so many `rows`; `left_out`: those that one of the two was trained on."""
+    """A model beside the reference, on so many `rows`; `left_out`: those that one of the two was trained on. `part`:
+    which rows these are, where they are not all that were scored."""
 
     model: str
     against: str
     rows: int
     left_out: int
     scores: tuple[JudgedScore, ...]
+    part: str = ""
 
     @property
     def failures(self) -> list[str]:
@@ -68,10 +70,12 @@ class Gate:
         bounds = f" ({signed(interval.low)} to {signed(interval.high)})" if interval else ""
         figures = f"{signed(one.comparison.difference)}{bounds} on {counted(one.comparison.rows, 'row')}"
         allowed = f", {signed(one.margin)[1:]} allowed" if one.margin else ""
-        return f"{self.model}: {one.name} is worse than that of {self.against}: {figures}{allowed}"
+        part = f", {self.part}" if self.part else ""
+        return f"{self.model}: {one.name} is worse than that of {self.against}: {figures}{part}{allowed}"
 
     def to_dict(self) -> dict[str, Any]:
-        facts = {"model": self.model, "against": self.against, "rows": self.rows, "left_out": self.left_out}
+        facts: dict[str, Any] = {"model": self.model, "against": self.against, "part": self.part}
+        facts |= {"rows": self.rows, "left_out": self.left_out}
         scores = {one.name: one.to_dict() for one in self.scores}
         return {**facts, "passed": not any(one.fails for one in self.scores), "scores": scores}
 
@@ -145,19 +149,34 @@ def judge(
         if trained.all():
             what = f"every row was trained on by {model.name} or {reference.name}"
             raise UserError(f"--not-worse-than: {what}. Give other rows with --data FILE.")
-        mask = ~trained if trained.any() else None
-        compared = compare_models(reference, model, evaluation.settings.seed, mask=mask)
-        measures = {name: one for group in model.measures[""].values() for name, one in group.items()}
-        scores = [
-            JudgedScore(name, compared[name], measures[name], margin)
-            for name, margin in limits or _main_scores(compared, measures, evaluation)
-            if _can_be_worse(name, compared, measures)
-        ]
-        if scores[0].comparison.rows < LEAST_ROWS:
+        gates.append(judge_rows(evaluation, model, reference, trained, limits))
+        if (rows := gates[-1].scores[0].comparison.rows) < LEAST_ROWS:
             what = f"{model.name}: too few rows to tell whether it is worse than {reference.name}"
-            progress.warn(f"{what}: {scores[0].comparison.rows:,}, and an interval takes {LEAST_ROWS}")
-        gates.append(Gate(model.name, reference.name, int((~trained).sum()), int(trained.sum()), tuple(scores)))
+            progress.warn(f"{what}: {rows:,}, and an interval takes {LEAST_ROWS}")
     return gates
+
+
+def judge_rows(
+    evaluation: Evaluation,
+    model: ModelResult,
+    reference: ModelResult,
+    trained: np.ndarray,
+    limits: Limits = [],  # noqa: B006
+    part: tuple[str, np.ndarray] | None = None,
+) -> Gate:
+    """A model beside the reference on rows that neither was `trained` on (a mask). `part`: of all rows some (a mask),
+    with their name."""
+    name, some = part or ("", np.ones(len(trained), bool))
+    rows = some & ~trained
+    compared = compare_models(reference, model, evaluation.settings.seed, mask=None if rows.all() else rows)
+    measures = {name: one for group in model.measures[""].values() for name, one in group.items()}
+    scores = [
+        JudgedScore(name, compared[name], measures[name], margin)
+        for name, margin in limits or _main_scores(compared, measures, evaluation)
+        if _can_be_worse(name, compared, measures)
+    ]
+    left_out = int((some & trained).sum())
+    return Gate(model.name, reference.name, int(rows.sum()), left_out, tuple(scores), name)
 
 
 def _main_scores(compared: dict[str, Comparison], measures: dict[str, Measure], evaluation: Evaluation) -> Limits:

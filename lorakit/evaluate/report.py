@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lorakit.amounts import format_difference, without_nan
+from lorakit.amounts import counted, format_difference, without_nan
 from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import LabelScores
@@ -195,15 +195,16 @@ def _comparison_row(name: str, one: Comparison, measure: Measure) -> list[str]:
 
 
 def gate_table(gate: Gate) -> Table:
-    """What a gate judged: the differences from the reference, and which of them it lets pass."""
-    rows = []
+    """The differences from the reference, and of a gate on all rows which of them it lets pass."""
+    rows, is_gate = [], not gate.part
     for one in gate.scores:
-        margin = format_difference(one.margin, one.measure.unit)[1:] if one.margin else "0"
         cells = _comparison_row(one.name, one.comparison, one.measure)
-        rows.append([*cells, margin, "FAILS" if one.fails else "passes"])
+        margin = format_difference(one.margin, one.measure.unit)[1:] if one.margin else "0"
+        rows.append([*cells, *([margin, "FAILS" if one.fails else "passes"] if is_gate else [])])
     left_out = f", {gate.left_out:,} that were trained on left out" if gate.left_out else ""
-    title = f"gate: {gate.model} not worse than {gate.against} ({gate.rows:,} rows{left_out})"
-    return title, ["", "difference", "95 % interval", "verdict", "margin", ""], rows
+    title = f"gate: {gate.model} not worse than" if is_gate else f"{gate.part}: {gate.model} against"
+    columns = ["", "difference", "95 % interval", "verdict", *(["margin", ""] if is_gate else [])]
+    return f"{title} {gate.against} ({counted(gate.rows, 'row')}{left_out})", columns, rows
 
 
 def _classified(one: LabelScores) -> dict[str, str]:

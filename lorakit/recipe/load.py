@@ -57,14 +57,15 @@ class LoadedRecipe:
             raise LocatedError(location, name, text) from error
 
 
-def load(path: Path, overrides: Sequence[str] = (), ended: bool = False) -> LoadedRecipe:
-    """Read and check a recipe; of a run that has `ended` the rows that it names may be gone.
+def load(path: Path, overrides: Sequence[str] = (), ended: bool = False, text: str | None = None) -> LoadedRecipe:
+    """Read and check a recipe; of a run that has `ended` the rows that it names may be gone. `text`: of a recipe that
+    is not in its file yet.
 
     Raises:
         RecipeErrors: every mistake in it, in the order of the file.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links, and show another name)
-    composition = compose(path, overrides)
+    composition = compose(path, overrides, text)
     if composition.root is None:
         raise RecipeErrors(composition.problems)
     places = dict(_places(composition.root, ()))

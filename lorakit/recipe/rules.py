@@ -239,12 +239,16 @@ def metrics_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
         seen.add(name)
 
 
-@reads("data.train", "data.eval")
+@reads("data.train", "data.eval", "data.clean")
 def sources_are_distinct(recipe: Recipe, written: Written) -> Conflicts:
-    """`data.train` names the same rows once, and `data.eval` none of them."""
+    """`data.train` names the same rows once, and `data.eval` none of them, unless it takes some of them (`take`) that \
+`data.clean.leakage: fix` leaves out of the training."""
     trained: dict[tuple[str, ...], PathParts] = {}
     for path, source in _sources(recipe):
         rows, is_trained = _rows(source), path[1] == "train"
+        takes = isinstance(source, Source) and source.take is not None
+        if not is_trained and takes and recipe.data.clean.leakage == "fix":
+            continue
         if shared := min(rows & trained.keys(), default=None):
             name, first = _name(source, shared), dotted_name(trained[shared])
             reason = f"{name} is already {first}, and would be trained on twice"
@@ -252,6 +256,8 @@ def sources_are_distinct(recipe: Recipe, written: Written) -> Conflicts:
             if not is_trained:
                 reason = f"{name} is trained on as {first}"
                 remedy = "Write other rows, or a fraction such as eval: 0.1."
+                if takes:
+                    remedy = "Write other rows, or clean: {leakage: fix}, which trains on none of those that it takes."
             yield path, reason, remedy
         trained = {**(dict.fromkeys(rows, path) if is_trained else {}), **trained}
 

@@ -37,10 +37,11 @@ class PackedRows:
 
 
 def needs_base(data: Data) -> bool:
-    """Whether the held-out rows are known only once the rows are tokenized."""
+    """Whether the held-out rows are known only once the rows are tokenized: they are a share of files, or of a hub."""
     if isinstance(data.eval, float):
         return True
-    return data.eval is not None and not all(map(is_file, sources_of(data, data.eval)))
+    sources = [] if data.eval is None else sources_of(data, data.eval)
+    return any(one.take is not None or not is_file(one) for one in sources)
 
 
 def pack_files(run: Run, data: Data, side: str, recorded: Mapping[str, str]) -> PackedRows:
@@ -82,13 +83,27 @@ def _names_in_pack(source: Path, files: list[Path], folder: str) -> list[str]:
 def extract_held_out(run: Run, prepared: Prepared, manifest: Mapping[str, Any], folder: Path) -> PackedRows:
     """The held-out rows alone, written into a temporary `folder`. UserError where they cannot be written as JSON Lines,
     or do not become the tokens of the training again."""
+    remedy = "They are not packed. Pack the files that they are in: --training-rows."
+    section, files = write_held_out(run, prepared, manifest, folder, remedy)
+    new = {f"./{name}": sha256_of(file) for name, file in files.items()}
+    written: list[Source] = section.eval  # type: ignore[assignment]
+    places_in_run = [str(run.folder.absolute() / Path(one.path).relative_to(folder)) for one in written]
+    moved = [one.model_copy(update={"path": path}) for one, path in zip(written, places_in_run, strict=True)]
+    return PackedRows(section.model_copy(update={"eval": moved}), files, new)
+
+
+def write_held_out(
+    run: Run, prepared: Prepared, manifest: Mapping[str, Any], folder: Path, remedy: str
+) -> tuple[Data, dict[str, Path]]:
+    """Write the held-out rows of a run alone below a folder: the data section that reads them there, and the files by
+    their names in it. UserError, with the `remedy`, where they do not become the tokens of the training again."""
     data = prepared.rows.held_out_section
     share, held_out = isinstance(data.eval, float), prepared.held_out
     assert held_out is not None
     recorded = (manifest["data"].get("tokens_sha256") or {}).get("eval")
     if recorded not in (None, held_out.tokens_sha256()):
         what = "its held-out rows are not those of its training: they, or the tokenizer, changed"
-        raise UserError(f"{run.folder}: {what}. They are not packed.")
+        raise UserError(f"{run.folder}: {what}. {remedy}")
     places = defaultdict[int, set[str]](set)
     for row in held_out.rows.select_columns(["source", "where"]):
         places[row["source"]].add(row["where"])
@@ -99,24 +114,19 @@ def extract_held_out(run: Run, prepared: Prepared, manifest: Mapping[str, Any], 
         name = f"rows/eval/{number}/held-out.jsonl"
         files[name] = folder / name
         files[name].parent.mkdir(parents=True)
-        word = _write_records(source, places[number], files[name])
+        word = _write_records(source, places[number], files[name], remedy)
         update = {"path": str(files[name]), "format": word, "take": None, "weight": 1.0}
         written.append(source.model_copy(update=update | {"split": "train", "revision": "main"}))
     checks = {name: "report" for name in _COMPARING if getattr(data.clean, name) != "off"} | {"leakage": "fix"}
     section = data.model_copy(update={"eval": written, "clean": data.clean.model_copy(update=checks)})
     again = held_out_of(section, prepared.rows.template, Silent())
     if again is None or again.tokens_sha256() != held_out.tokens_sha256():
-        raise UserError(
-            f"{run.folder}: its held-out rows, read alone, do not become the tokens of the training again. Pack the "
-            "files that they are in: --training-rows."
-        )
-    new = {f"./{name}": sha256_of(file) for name, file in files.items()}
-    places_in_run = [str(run.folder.absolute() / Path(one.path).relative_to(folder)) for one in written]
-    moved = [one.model_copy(update={"path": path}) for one, path in zip(written, places_in_run, strict=True)]
-    return PackedRows(section.model_copy(update={"eval": moved}), files, new)
+        what = "its held-out rows, read alone, do not become the tokens of the training again"
+        raise UserError(f"{run.folder}: {what}. {remedy}")
+    return section, files
 
 
-def _write_records(source: Source, places: set[str], target: Path) -> Any:
+def _write_records(source: Source, places: set[str], target: Path, remedy: str) -> Any:
     """Write the records of a source that stand at some places, as they are; their format."""
     opened = open_source(source)
     with target.open("w", encoding="utf-8") as file:
@@ -128,6 +138,5 @@ def _write_records(source: Source, places: set[str], target: Path) -> Any:
                     file.write(json.dumps(row.record, ensure_ascii=False, allow_nan=False) + "\n")
                 except (TypeError, ValueError) as error:
                     what = f"a held-out row cannot be written as JSON ({error})"
-                    remedy = "Pack the files that hold them: --training-rows."
                     raise UserError(f"{source_name(source)}: {row.where}: {what}. {remedy}") from error
     return opened.format if source.format in (None, "auto") else source.format
