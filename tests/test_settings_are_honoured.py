@@ -8,6 +8,8 @@ from runs_of_tests import run_recipe
 from test_metrics import encoder  # noqa: F401 (a fixture)
 
 from lorakit.data.sources import open_source, sources_of
+from lorakit.evaluate.models import Prompting
+from lorakit.evaluate.prompting import chosen_prompting
 from lorakit.hardware.machine import this_machine
 from lorakit.plan.auto import resolve_auto
 from lorakit.prepare import prepare_run, reopen_run
@@ -17,7 +19,7 @@ from lorakit.recipe.schema import Data, Recipe, Section
 
 # `name` and `output` reach the work through the command line, which this test does not start.
 READ_BY_COMMANDS = {("Recipe", "output"), ("Output", "merged"), ("Output", "export"), ("Output", "dir")}
-READ_BY_LOAD = {("Jinja", "jinja")}  # whose text takes its place
+READ_BY_LOAD = {("Jinja", "jinja"), ("Baselines", "system_file")}  # whose texts take their places
 
 
 def every_field(section: type[Section]) -> set[tuple[str, str]]:
@@ -69,7 +71,8 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
                 {"chrf": {"word_order": 2}},
                 {"json-schema": {"schema": {"type": "object"}}},
                 {"semantic-similarity": {"model": str(encoder)}},
-            ]
+            ],
+            "baselines": {"choose": "similar", "system": "Hi."},
         },
     )
     too_long = {"messages": [{"role": "user", "content": "why " * 400}, {"role": "assistant", "content": "so"}]}
@@ -83,6 +86,7 @@ def test_every_field_is_read_outside_the_recipe_room(recipe_file, tmp_path, monk
     _ = prepare_run(load(path, ["train.epochs=1"]).recipe, Silent()).steps
     run, prepared = reopen_run(tmp_path / "run", Silent())
     evaluate(run, prepared, Silent())
+    assert chosen_prompting(prepared.recipe, None, None, None) == Prompting(choose="similar", system="Hi.", seed=42)
     (tmp_path / "someone" / "rows").mkdir(parents=True)
     write_rows(tmp_path / "someone" / "rows" / "train.jsonl", rows_of(3))
     (hub,) = sources_of(Data(train="someone/rows"), "someone/rows")

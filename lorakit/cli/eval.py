@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from lorakit.cli.report import refresh_report
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
-    from lorakit.evaluate.models import ModelSet
+    from lorakit.evaluate.models import Choice, ModelSet
     from lorakit.progress import Progress
 
 Models = Annotated[
@@ -55,6 +55,7 @@ Quantizations = Annotated[
 NOT_STORED = "not stored: no run is among the models. --output DIR says where scores and answers go"
 _WRONG = "What may have gone wrong"
 _GATE = "A gate for a pipeline"
+_RIVAL = "Prompting as a rival"
 
 
 def evaluate(
@@ -125,6 +126,36 @@ def evaluate(
             rich_help_panel=_WRONG,
         ),
     ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(
+            "--few-shot",
+            metavar="K",
+            min=0,
+            max=100,
+            help="Also score the base with K training rows as examples in its prompt; 0 leaves out what the recipe's "
+            "evaluate.baselines says.",
+            rich_help_panel=_RIVAL,
+        ),
+    ] = None,
+    few_shot_by: Annotated[
+        Literal["seed", "similar"] | None,
+        typer.Option(
+            "--few-shot-by",
+            help="Which rows: the same ones for all questions, drawn by the run's seed (the default), or those most "
+            "similar to each question.",
+            rich_help_panel=_RIVAL,
+        ),
+    ] = None,
+    system_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--system-file",
+            metavar="FILE",
+            help="Also score the base with this text as its system prompt; with --few-shot, with both.",
+            rich_help_panel=_RIVAL,
+        ),
+    ] = None,
     quantizations: Quantizations = None,
     devices: Devices = None,
     as_json: Json = False,
@@ -153,6 +184,7 @@ def evaluate(
             from lorakit.evaluate.report import evaluation_document, gate_table, tables, write_evaluation
             from lorakit.evaluate.run import EvalSettings, default_settings, score_models
 
+            model_set = _with_rival(model_set, few_shot, few_shot_by, system_file)
             recipe = default_settings(model_set.prepared)
             chosen = recipe.metrics if metrics is None else metrics_of(metrics, recipe.metrics)
             tokens = max_new_tokens or recipe.max_new_tokens
@@ -187,12 +219,38 @@ def evaluate(
         for gate in gates:
             console.result_table(*gate_table(gate))
         console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
+        for one in evaluation.prompting:
+            console.result_wrapped(str(one), under="  ")
     for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
         if finding.flagged:
             progress.warn(f"{name}: {describe_finding(finding)}")
     reasons = {"--fail-under": failed, "--not-worse-than": worse}
     if failed or worse:
         raise LorakitError(" ".join(f"{option}: {'; '.join(of)}." for option, of in reasons.items() if of))
+
+
+def _with_rival(
+    models: "ModelSet", few_shot: int | None, choose: "Choice | None", system_file: Path | None
+) -> "ModelSet":
+    """The models, and the base with the prompt of the options, or of the recipe's `evaluate.baselines` where the base
+    is scored."""
+    from lorakit.evaluate.prompting import add_prompted_model, chosen_prompting
+
+    system = None
+    if system_file is not None:
+        try:
+            system = system_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--system-file: {system_file}: cannot be read: {error}.") from error
+        if not system:
+            raise UserError(f"--system-file: {system_file}: is empty. Write the system text into it.")
+    if choose and not few_shot:
+        raise UserError("--few-shot-by: is for --few-shot K. Add it, or leave this out.")
+    prompting = chosen_prompting(models.prepared.recipe if models.prepared else None, few_shot, choose, system)
+    of_recipe = few_shot is None and system is None
+    if prompting is None or (of_recipe and all(spec.kind != "base" for spec in models.specs)):
+        return models
+    return add_prompted_model(models, prompting)
 
 
 @contextmanager

@@ -68,9 +68,10 @@ def read_conversations(
     return conversations
 
 
-def prompt_before(row: TemplatedRow, tokens: Sequence[int], reference: str) -> ChatPrompt | None:
-    """The messages before the answer whose prompt is `tokens`; `reference` is the answer's text. None where a chat
-    request cannot ask for it: the beginning of the answer is given, or the answer calls tools."""
+def answer_to(row: TemplatedRow, tokens: Sequence[int], reference: str) -> tuple[int, dict[str, Any]] | None:
+    """The number of the message that answers the prompt of these `tokens`, and the variables with which the template
+    writes that prompt; `reference` is the answer's text. None where no message is, or the beginning of the answer is
+    given."""
     template = row.template
     answers = [at for at, message in enumerate(row.messages) if message["role"] == "assistant"]
     tried = ({}, template.without_thoughts)[: 2 if template.without_thoughts else 1]
@@ -80,12 +81,17 @@ def prompt_before(row: TemplatedRow, tokens: Sequence[int], reference: str) -> C
     if chosen is None:  # the prompt has another form, such as without a thought that the template opens
         alike = [at for at in answers if row.messages[at]["content"].strip() == reference.strip()]
         chosen = (alike[-1], {}) if alike else None
-    if chosen is None:
+    return None if chosen is None or "begun" in row.messages[chosen[0]] else chosen
+
+
+def prompt_before(row: TemplatedRow, tokens: Sequence[int], reference: str) -> ChatPrompt | None:
+    """The messages before the answer whose prompt is `tokens`; `reference` is the answer's text. None where a chat
+    request cannot ask for it: the beginning of the answer is given, or the answer calls tools."""
+    chosen = answer_to(row, tokens, reference)
+    if chosen is None or row.messages[chosen[0]].get("tool_calls"):
         return None
     at, extra = chosen
-    if "begun" in row.messages[at] or row.messages[at].get("tool_calls"):
-        return None
-    return ChatPrompt(row.messages[:at], row.tools, {**template.variables, **extra}, len(_tokens(row, at, extra)))
+    return ChatPrompt(row.messages[:at], row.tools, {**row.template.variables, **extra}, len(_tokens(row, at, extra)))
 
 
 def _tokens(row: TemplatedRow, at: int, variables: dict[str, Any]) -> list[int]:

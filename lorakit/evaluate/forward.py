@@ -213,10 +213,12 @@ def in_batches(
 
 
 class Answer(NamedTuple):
-    """The tokens of an answer, without the one that ends it. `ended`: the model ended it, otherwise it was cut."""
+    """The tokens of an answer, without the one that ends it. `ended`: the model ended it, otherwise it was cut.
+    `seconds`: its share of the time of its batch, where that was measured."""
 
     tokens: tuple[int, ...]
     ended: bool
+    seconds: float | None = None
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ Several processes share the missing rows of a model. The first one alone reads a
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -218,14 +219,22 @@ def generate_answers(eval_model: EvalModel, prompts: Sequence[Sequence[int]], ma
     passes = forward_passes(eval_model.spec)
 
     def work(model: Any, missing: list[int], save: Save) -> None:
-        chosen = [prompts[at] for at in missing]
-        passes.greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save)
+        chosen, last = [prompts[at] for at in missing], time.monotonic()
+
+        def save_timed(answers: Mapping[int, Answer]) -> None:
+            nonlocal last
+            now = time.monotonic()
+            seconds, last = round((now - last) / max(len(answers), 1), 4), now
+            save({number: one._replace(seconds=seconds) for number, one in answers.items()})
+
+        passes.greedy_answers(model, chosen, stop_ids, max_new_tokens, pad, note, eval_model.progress, save_timed)
 
     if not prompts:
         return []
     decoding = {"decoding": "greedy", "max_new_tokens": max_new_tokens, "stops": stop_ids}
     lines = eval_model.compute("answers", decoding, list(map(list, prompts)), work)
-    return [Answer(tuple(tokens), bool(ended)) for tokens, ended in lines]
+    # The cache of an earlier version has no seconds.
+    return [Answer(tuple(tokens), bool(ended), *seconds) for tokens, ended, *seconds in lines]
 
 
 def compute_likelihoods(eval_model: EvalModel, labels: Labels) -> np.ndarray:

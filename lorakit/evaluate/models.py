@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.amounts import counted
 from lorakit.atomic_io import sha256_of
 from lorakit.errors import BaseModelError, UserError
 from lorakit.evaluate.gguf_source import GgufSource, open_gguf
@@ -25,6 +26,7 @@ from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.run_dir import MERGED, Run, missing_run, suggest_run
 from lorakit.run_inputs import changed_weights, recorded_base, warn_of_other_base
 
+Choice = Literal["seed", "similar"]
 Kind = Literal["base", "adapter", "model", "merged", "gguf", "endpoint"]
 BASE = "base"
 # In this order: a manifest.json alone may be another program's.
@@ -32,9 +34,27 @@ _SIGNS = {"adapter": "adapter_config.json", "merged": MERGED, "model": "config.j
 
 
 @dataclass(frozen=True)
+class Prompting:
+    """What a prompt has besides the row's own messages. `system` takes the place of the row's system text; `few_shot`
+    training rows stand before the question, chosen by the seed or as the nearest to it."""
+
+    few_shot: int = 0
+    choose: Choice = "seed"
+    system: str | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        parts = ["system text"] if self.system is not None else []
+        nearest = "nearest " if self.choose == "similar" else ""
+        parts += [counted(self.few_shot, f"{nearest}example")] if self.few_shot else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class EvalModelSpec:
     """One model to score. `given` is the argument it comes from; `settings` say how its base is loaded, and both are
-    None of a GGUF file and of a server's model; `prepared` is what its run was trained from, if it has a run."""
+    None of a GGUF file and of a server's model; `prepared` is what its run was trained from, if it has a run;
+    `prompting`: what its prompts have besides the rows' own messages."""
 
     name: str
     given: str
@@ -45,6 +65,7 @@ class EvalModelSpec:
     prepared: Prepared | None = None
     gguf: GgufSource | None = None
     endpoint: Endpoint | None = None
+    prompting: Prompting | None = None
 
     @property
     def loaded(self) -> tuple[Base, Model]:

@@ -19,6 +19,7 @@ from lorakit.evaluate.diagnosis.finding import format_number
 from lorakit.evaluate.gate import Gate
 from lorakit.evaluate.metric import Comparison, Measure, Score, loss
 from lorakit.evaluate.models import EvalModelSpec
+from lorakit.evaluate.prompting import AnswerCosts
 from lorakit.evaluate.run import Evaluation
 from lorakit.evaluate.served_answers import ServedAnswers
 from lorakit.hardware.machine import Machine
@@ -79,6 +80,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
             | ({"identity": model.examined.identity()} if isinstance(model.examined, ServedAnswers) else {})
             | _of_parts({part: one.scores[model.name] for part, one in evaluation.parts.items()})
             | {"classification": {task: one.to_dict() for task, one in model.classifications.items()}}
+            | {"costs": model.costs.to_dict() if model.costs else None}
             for model in evaluation.models
         },
         "comparisons": [
@@ -86,6 +88,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
             | _of_parts({part: one.comparisons[model.name] for part, one in evaluation.parts.items()})
             for model in evaluation.others
         ],
+        "prompting": [one.to_dict() for one in evaluation.prompting],
         "findings": {name: [asdict(one) for one in findings] for name, findings in evaluation.findings.items()},
     }
 
@@ -111,9 +114,10 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
         facts = {"given": spec.given, "kind": spec.kind, "base": None, "base_origin": "server", "adapter": None}
         return {**facts, "dtype": None, "quantization": None, "identity": spec.identity(device)}
     (base, settings), adapter = spec.loaded, str(spec.adapter) if spec.adapter else None
+    prompting = {"prompting": asdict(spec.prompting)} if spec.prompting else {}
     facts = {"given": spec.given, "kind": spec.kind, "base": base.name, "base_origin": base.origin, "adapter": adapter}
     how = {"dtype": settings.dtype, "quantization": settings.quantization}
-    return {**facts, **how, "identity": spec.identity(device)}
+    return {**facts, **how, **prompting, "identity": spec.identity(device)}
 
 
 def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
@@ -159,6 +163,9 @@ def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
             of_task = {model.name: model.classifications.get(task) for model in evaluation.models}
             columns = {name: _classified(labels) for name, labels in of_task.items() if labels}
             yield score_table("likelihood of labels" + (f" of the task {task}" if task else ""), columns)
+        if any(model.spec.prompting for model in evaluation.models):
+            costs = {model.name: _cost_cells(model.costs) for model in evaluation.models if model.costs}
+            yield score_table("what an answer costs, on average", costs)
         cells = []
         for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
             verdict = "not measured" if finding.value is None else "LOOK" if finding.flagged else "fine"
@@ -205,6 +212,15 @@ def gate_table(gate: Gate) -> Table:
     title = f"gate: {gate.model} not worse than" if is_gate else f"{gate.part}: {gate.model} against"
     columns = ["", "difference", "95 % interval", "verdict", *(["margin", ""] if is_gate else [])]
     return f"{title} {gate.against} ({counted(gate.rows, 'row')}{left_out})", columns, rows
+
+
+def _cost_cells(costs: AnswerCosts) -> dict[str, str]:
+    seconds = "-" if costs.seconds is None else f"{costs.seconds:.2f}"
+    return {
+        "prompt tokens": f"{costs.prompt_tokens:,.1f}",
+        "answer tokens": f"{costs.answer_tokens:,.1f}",
+        "seconds, in batches": seconds,
+    }
 
 
 def _classified(one: LabelScores) -> dict[str, str]:

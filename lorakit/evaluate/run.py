@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.rows import IGNORED
 from lorakit.errors import UserError
 from lorakit.evaluate import inference
 from lorakit.evaluate.classification import Labels, LabelScores, labels_of, score_labels
@@ -17,6 +18,7 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.forward import decode_answer, trained_tokens
 from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
+from lorakit.evaluate.prompting import AnswerCosts, PromptingComparison, add_prompts, compare_with_prompting, costs_of
 from lorakit.evaluate.rendering import MOST_TASKS, RenderedRows, positions_of_model, render_for_models
 from lorakit.evaluate.served_answers import add_chat_prompts, ask_for_rows
 from lorakit.model.peft_adapter import is_no_op
@@ -49,7 +51,7 @@ class ModelResult:
     trained `tokens` (rows,), both empty of a server, which gives no losses. `answers` to the prompts of `rendered`,
     none if no metric needs them, and whether the model `ended` each. `likelihoods` (rows of the task, labels), in nats,
     by the task's tag. `measures` of all rows ("") and of those of one task, or one source, alone. `examined`: what else
-    was measured of the model in memory, or what the server sent."""
+    was measured of the model in memory, or what the server sent. `costs`: of the answers that were generated here."""
 
     spec: EvalModelSpec
     rendered: RenderedRows
@@ -61,6 +63,7 @@ class ModelResult:
     classifications: dict[str, LabelScores]
     measures: dict[str, Groups]
     examined: Any
+    costs: AnswerCosts | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +111,11 @@ class Evaluation:
             parts[part] = PartScores(scores, comparisons)
         return parts
 
+    @cached_property
+    def prompting(self) -> list[PromptingComparison]:
+        """What was trained against the base with a better prompt."""
+        return compare_with_prompting(self.models, self.settings.seed)
+
     @property
     def others(self) -> list[ModelResult]:
         return [model for model in self.models if model is not self.baseline]
@@ -149,7 +157,8 @@ def score_model(
         prefix = f"{task}." if task else ""
         whole[f"labels {task}".strip()] = {f"{prefix}label-{name}": value for name, value in scores.measures.items()}
     computed = (nats, tokens, answers, ended, likelihoods, classes)
-    return ModelResult(eval_model.spec, rendered, *computed, measures, examined)
+    costs = costs_of(prompts, generated) if generated else None
+    return ModelResult(eval_model.spec, rendered, *computed, measures, examined, costs)
 
 
 def _score_server(eval_model: inference.EvalModel, settings: EvalSettings) -> ModelResult:
@@ -192,7 +201,7 @@ def compare_models(
     """The second model against the first in all measures that both have, of a part of the rows, or of those of a
     `mask`; those per token only if both tokenizers cut the rows alike."""
     compared: dict[str, Comparison] = {}
-    left_out = () if second.rendered is first.rendered else _PER_TOKEN
+    left_out = () if _trains_the_same(second.rendered, first.rendered) else _PER_TOKEN
     groups = [model.measures.get(part, {}) for model in (first, second)]
     if mask is not None:
         groups = [_only(one, mask, model.rendered) for one, model in zip(groups, (first, second), strict=True)]
@@ -200,6 +209,14 @@ def compare_models(
         shared = {name: measure for name, measure in measures.items() if name not in left_out}
         compared |= compare(shared, groups[1].get(group, {}), seed)
     return compared
+
+
+def _trains_the_same(one: RenderedRows, other: RenderedRows) -> bool:
+    """Whether two renderings have the same trained tokens, maybe after other prompts."""
+    if one is other:
+        return True
+    trained = [[[token for token in row["labels"] if token != IGNORED] for row in each.rows] for each in (one, other)]
+    return one.tokenizer is other.tokenizer and trained[0] == trained[1]
 
 
 def default_settings(prepared: Prepared | None) -> EvalSettings:
@@ -227,6 +244,7 @@ def score_models(
     first = {id(one): replace(one, rows=one.rows[: settings.rows]) for one in whole}
     each = [first[id(one)] for one in whole]
     apart = [spec.name for spec, rendered in zip(model_set.specs, each, strict=True) if rendered is not each[0]]
+    each = add_prompts(each, model_set, file, progress)
     # Training rows exist only in the tokens of the run, and all models must get the same labels.
     prepared = model_set.prepared if file is None and not apart else None
     train = prepared.rows.read_or_warn("train") if prepared else None

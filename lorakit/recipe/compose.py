@@ -14,7 +14,8 @@ from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_file, read_t
 
 LONGEST_CHAIN = 20
 # Two ways to say one thing: whoever writes one of them over another file or with `--set` means it instead of the other.
-_INSTEAD_OF = {"steps": "epochs", "epochs": "steps", "jinja": "jinja_text", "jinja_text": "jinja"}
+_PAIRS = (("steps", "epochs"), ("jinja", "jinja_text"), ("system", "system_file"))
+_INSTEAD_OF = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 
 
 @dataclass

@@ -56,6 +56,7 @@ DataRef = Annotated[
 ]
 ChatTemplateRef = Annotated[NotEmpty, PathRole("template.jinja", or_template=True)]
 JinjaPath = Annotated[NotEmpty, PathRole("prompt.jinja", inlined="jinja_text")]
+SystemPath = Annotated[NotEmpty, PathRole("prompt.txt", inlined="system")]
 AdapterRef = Annotated[NotEmpty, PathRole("runs/support-answers", or_folder=True)]
 OutputDir = Annotated[NotEmpty, Wording("a path", "runs/my-run")]
 

@@ -50,6 +50,14 @@ def kind_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
     yield from _choice_conflicts(("adapter", "kind"), ADAPTERS, adapter.kind, example, adapter)
 
 
+@reads("evaluate.baselines")
+def system_text_is_written_once(recipe: Recipe, written: Written) -> Conflicts:
+    """`evaluate.baselines` has a `system` text or a `system_file`."""
+    if recipe.evaluate.baselines.system is not None and recipe.evaluate.baselines.system_file is not None:
+        reason = "system is there too, and they say one thing"
+        yield ("evaluate", "baselines", "system_file"), reason, "Leave one of the two out."
+
+
 @reads("adapter", "model.quantization", "model.double_quant", "train.lora_plus")
 def keys_are_read(recipe: Recipe, written: Written) -> Conflicts:
     """A key that nothing would read, such as `model.double_quant` without 4 bits, is not written."""

@@ -25,6 +25,7 @@ from lorakit.recipe.fields import (
     PositiveInt,
     RunName,
     Share,
+    SystemPath,
     Targets,
     TemplateValue,
     Warmup,
@@ -289,6 +290,19 @@ least 5 steps, or half of a shorter run; a number of steps is taken as it is."""
     """When to stop before the end; null never does."""
 
 
+class Baselines(Section):
+    """The base with a better prompt, scored beside the plain base and what was trained."""
+
+    few_shot: Annotated[int, Field(ge=0, le=100)] = 0
+    """How many training rows stand before each question as examples; held-out rows never do."""
+    choose: Literal["seed", "similar"] = "seed"
+    """Which ones: the same for all questions, drawn by the seed, or for each question those nearest to it in words."""
+    system: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    """A system text for the base, in place of the rows' own."""
+    system_file: SystemPath | None = None
+    """A file with that text. The resolved recipe holds what the file says, as `system`."""
+
+
 class Evaluate(Section):
     """What `lorakit eval` measures on the held-out rows."""
 
@@ -299,6 +313,8 @@ class Evaluate(Section):
     """The longest generated answer, in tokens."""
     rows: PositiveInt | Literal["all"] = "all"
     """How many held-out rows are scored, from the first on."""
+    baselines: Baselines = Baselines()
+    """Prompting as a rival, in the same table."""
 
 
 class Output(Section):
