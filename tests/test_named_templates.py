@@ -14,6 +14,7 @@ from eval_runs import make_run
 from recipe_files import loaded
 
 from lorakit.data.chat_template import ChatTemplate
+from lorakit.data.rows import RowError
 from lorakit.data.template_tokens import check_template_tokens, is_single_token, tokens_in
 from lorakit.errors import UserError
 from lorakit.plan.model_info import check_local_base
@@ -26,8 +27,10 @@ SAME = {
     "chatml": ("qwen3_instruct_2507", "chatml"),
     "chatml-tools": ("qwen3_instruct_2507", "qwen 2.5"),
     "llama-3": ("llama3", "llama 3"),
+    "llama-3-tools": ("llama3", "llama 3.1"),
     "gemma": ("gemma3", "gemma 3"),
     "mistral": (None, "mistral 3"),
+    "mistral-tools": (None, "mistral 3"),
     "phi-3": ("phi3", "phi 3"),
     "phi-4": (None, "phi 4"),
     "zephyr": (None, "zephyr"),
@@ -49,6 +52,17 @@ CALLS = [
     result("mild"),
     answer("And mild."),
 ]
+# What Llama and Mistral write: an answer says something or calls, Llama's one tool at a time.
+ONE_CALL = [
+    *chat("How is the weather in Rome?", system=SYSTEM),
+    answer(tool_calls=[call(city="Rome à la mer", days=3)]),
+    result('{"t": 20}'),
+    answer("It is 20 degrees."),
+    *chat("And in Oslo?"),
+    answer(tool_calls=[call(city="Oslo")]),
+    result('cold "and" wet'),
+    answer("Cold."),
+]
 
 
 def source(name):
@@ -57,7 +71,8 @@ def source(name):
 
 def family_of(name):
     family = FAMILIES[SAME[name][1]]
-    return replace(family, template=source(name), tools=name == "chatml-tools")
+    special = (*family.special, *CHAT_TEMPLATES[name].tokens)
+    return replace(family, template=source(name), special=special, tools=name.endswith("-tools"))
 
 
 def written(tokenizer, template, talk, ask, tools=None):
@@ -80,7 +95,7 @@ def test_a_named_template_writes_what_its_familys_own_writes(name):
         tokenizer = real_templates.tokenizer_of(real)
         theirs = tokenizer.chat_template
     for case, talk in TALKS.items():
-        if name == "mistral" and case == "several turns, system prompt":
+        if name in ("mistral", "mistral-tools") and case == "several turns, system prompt":
             continue  # ours stays in the first question, and with it the conversation one example
         for ask in (True, False) if talk[-1]["role"] == "user" else (False,):
             own = written(tokenizer, theirs, talk, ask)
@@ -100,10 +115,40 @@ def test_tools_are_written_as_qwen_and_hermes_write_them():
     )
 
 
-def test_a_system_prompt_of_mistral_stays_in_the_first_question():
-    family = family_of("mistral")
+def test_tools_are_written_as_llama_writes_them_without_its_date():
+    tokenizer = real_templates.tokenizer_of("llama3_1")
+    dates = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n"
+    for talk in (ONE_CALL, ONE_CALL[1:]):  # with a system prompt and without
+        for end in range(len(talk) - 6, len(talk) + 1):
+            ask = talk[end - 1]["role"] != "assistant"
+            ours, theirs = (written(tokenizer, one, talk[:end], ask, TOOLS) for one in (source("llama-3-tools"), None))
+            assert dates in theirs and ours == theirs.replace(dates, "")
+
+
+def test_tools_are_written_as_mistral_writes_them():
+    family = family_of("mistral-tools")
+    tokenizer, theirs = family.tokenizer(), FAMILIES["mistral 3"].template
+    for talk in (
+        [*ONE_CALL[1:3]],
+        [*ONE_CALL[1:2], answer(tool_calls=[call(city="Rome à la mer"), call(city="Oslo")])],
+    ):
+        assert written(tokenizer, source("mistral-tools"), talk, False, TOOLS) == written(
+            tokenizer, theirs, talk, False, TOOLS
+        )
+    text = written(tokenizer, source("mistral-tools"), ONE_CALL, False, TOOLS)
+    assert text.startswith("<s>[AVAILABLE_TOOLS] [") and "[/AVAILABLE_TOOLS][INST] Speak French.\n\nHow is" in text
+    assert '[TOOL_RESULTS] {"content": {"t": 20}, "call_id": "abcdef123"}[/TOOL_RESULTS] It is' in text
+    assert '[TOOL_RESULTS] {"content": "cold \\"and\\" wet", "call_id": "abcdef123"}[/TOOL_RESULTS] Cold' in text
+    unnamed = [*ONE_CALL[1:2], answer(tool_calls=[{"type": "function", "function": call(city="Rome")["function"]}])]
+    text = written(tokenizer, source("mistral-tools"), unnamed, False, TOOLS)
+    assert text.endswith('[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]</s>')
+
+
+@pytest.mark.parametrize("name", ["mistral", "mistral-tools"])
+def test_a_system_prompt_of_mistral_stays_in_the_first_question(name):
+    family = family_of(name)
     talk = TALKS["several turns, system prompt"]
-    assert written(family.tokenizer(), source("mistral"), talk, False) == (
+    assert written(family.tokenizer(), source(name), talk, False) == (
         "<s>[INST] Speak French.\n\nHello[/INST] Paris.</s>[INST] And the sea?[/INST] Un été 😀.</s>"
     )
 
@@ -137,12 +182,24 @@ def test_a_base_that_names_another_end_learns_the_templates(name):
     assert [tokenizer.decode(found.labels[last - 1 : last]) for _, last in found.turns] == [end, end]
 
 
-def test_calls_are_trained_up_to_the_token_that_ends_them():
-    family = family_of("chatml-tools")
+@pytest.mark.parametrize(
+    ("name", "talk"), [("chatml-tools", CALLS), ("llama-3-tools", ONE_CALL), ("mistral-tools", ONE_CALL)]
+)
+def test_calls_are_trained_up_to_the_token_that_ends_them(name, talk):
+    family = family_of(name)
     tokenizer = family.tokenizer()
-    found = examples(family, tokenizer, CALLS, "assistant", TOOLS)
-    assert_exact(family, tokenizer, CALLS, found, "assistant", TOOLS)
+    found = examples(family, tokenizer, talk, "assistant", TOOLS)
+    assert_exact(family, tokenizer, talk, found, "assistant", TOOLS)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ["llama-3-tools", "mistral-tools"])
+def test_what_the_template_does_not_write_of_a_call_is_refused(name):
+    family = family_of(name)
+    with pytest.raises(RowError):
+        examples(
+            family, family.tokenizer(), [*ONE_CALL[:2], answer("I look.", tool_calls=[call(city="Rome")])], tools=TOOLS
+        )
 
 
 def test_a_vocabulary_without_the_tokens_is_refused_with_what_it_has(tiny_base, tokenizer):

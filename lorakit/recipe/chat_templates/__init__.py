@@ -32,8 +32,20 @@ CHAT_TEMPLATES = {
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         end_of_turn="<|eot_id|>",
     ),
+    "llama-3-tools": NamedTemplate(
+        "Llama 3.1 to 3.3, with tools as they have them",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        end_of_turn="<|eot_id|>",
+    ),
     "gemma": NamedTemplate("Gemma 1 to 3", ("<start_of_turn>", "<end_of_turn>"), end_of_turn="<end_of_turn>"),
     "mistral": NamedTemplate("Mistral from its tokenizer v3 on", ("[INST]", "[/INST]")),
+    "mistral-tools": NamedTemplate(
+        "the same, with tools",
+        (
+            *("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+            *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+        ),
+    ),
     "phi-3": NamedTemplate(
         "Phi 3 and 3.5",
         ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
