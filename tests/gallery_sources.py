@@ -1,6 +1,9 @@
 """What the builders of the gallery read, small and made up: the files, and the arguments that name them."""
 
+import gzip
 import hashlib
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,10 +48,37 @@ def debian_index_with_descriptions(folder: Path) -> list[str]:
     return [*debian_index(folder), "--descriptions", str(texts)]
 
 
+def dictionary(folder: Path) -> list[str]:
+    """A dictionary as dictd has it."""
+    file = folder / "made-up.dict.dz"
+    entries = [
+        f"{_word(f'{number}').upper()}, n.  A {_word(f'w{number}')} of\nthe {_word(f'x{number}')}."
+        for number in range(99)
+    ]
+    file.write_bytes(gzip.compress("\n\n".join(["A preface.", *entries]).encode(), mtime=0))
+    return ["--dictionary", str(file)]
+
+
+def html_pages(folder: Path) -> list[str]:
+    """The files of a package of HTML pages."""
+    file = folder / "package.tar"
+    with tarfile.open(file, "w") as tar:
+        for page in ("about", "arch", "faq", "limits", "psow", "testing", "vdbe", "vfs", "wal", "whyc"):
+            words = " ".join(_word(f"{page} {number}") for number in range(60))
+            html = f"<head><title>T</title></head><h1>1. {page}</h1><p>{words}.<pre>code</pre><p>More.".encode()
+            info = tarfile.TarInfo(f"./usr/share/doc/sqlite3/{page}.html")
+            info.size = len(html)
+            tar.addfile(info, io.BytesIO(html))
+    return ["--package", str(file)]
+
+
 SOURCES: dict[str, Callable[[Path], list[str]]] = {
     "debian-json": debian_index,
+    "debian-tools": debian_index,
+    "devils-dictionary": dictionary,
     "grounded-answers": debian_index,
     "small-gpu": debian_index_with_descriptions,
+    "sqlite-docs": html_pages,
     "topic-labels": debian_index_with_descriptions,
 }
 """Task -> what writes the files that its build.py reads, and gives the arguments that name them."""

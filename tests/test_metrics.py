@@ -11,7 +11,7 @@ import pytest
 from recipe_files import SMALL, errors, loaded
 
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.metric import compare, row_scores
+from lorakit.evaluate.metric import compare, intervals, row_scores
 from lorakit.evaluate.metrics.json_answers import JsonSchema
 from lorakit.evaluate.metrics.matching import Regex, final_number, tokens
 from lorakit.evaluate.metrics.similarity import Bleu, Chrf, Semantic
@@ -271,20 +271,35 @@ def test_json_fields_tells_true_from_1_at_any_depth():
     assert values(["json-fields"], ['{"a": {"b": [1, 1]}}'], [reference]) == {"json-fields.a": 0.0}
 
 
-def test_burrows_delta_is_the_mean_distance_of_z_scores():
-    answers, references = ["the fox and the dog", "of a fox"], ["the the dog", "a dog and the fox", "the end of a dog"]
-    answers.append("the dog")
+def test_burrows_delta_is_the_root_of_the_mean_square_of_z_scores():
+    """The square of a mean is here the mean product of two different parts, of which every fifth row is one."""
+    random.seed(2)
     words = ["dog", "the", "a", "and", "end", "fox", "of"]
-    each = np.array([[text.split().count(word) / len(text.split()) for word in words] for text in references])
-    given, wanted = (
-        np.array([" ".join(of).split().count(word) / len(" ".join(of).split()) for word in words])
-        for of in (answers, references)
-    )
-    expected = np.abs((given - each.mean(0)) / each.std(0) - (wanted - each.mean(0)) / each.std(0)).mean()
-    assert values(["burrows-delta"], answers, references)["burrows-delta"] == pytest.approx(expected)
+    answers, references = ([" ".join(random.choices(words, k=6)) for _ in range(23)] for _ in range(2))
+    shares = [
+        np.array([[text.split().count(word) / 6 for word in words] for text in of]) for of in (answers, references)
+    ]
+    parts = [(shares[0] - shares[1])[part::5].mean(0) for part in range(5)]
+    products = [one * other for at, one in enumerate(parts) for other in parts[:at]]
+    square = (np.mean(products, axis=0) / shares[1].var(0)).mean()
+    found = values(["burrows-delta"], answers, references)["burrows-delta"]
+    assert found == pytest.approx(np.sign(square) * abs(square) ** 0.5)
     assert values(["burrows-delta"], references, references)["burrows-delta"] == 0
-    assert values(["burrows-delta"], ["a"], ["..."]) == {}
-    assert values(["burrows-delta"], ["", ""], ["a b", "a c"])["burrows-delta"] > 0
+    assert values(["burrows-delta"], ["a", "b"], ["...", ""]) == values(["burrows-delta"], ["a"], ["b"]) == {}
+    assert values(["burrows-delta"], ["", ""], ["a b", "a a b"])["burrows-delta"] > 0
+
+
+def test_burrows_delta_of_one_author_is_0_within_its_interval():
+    words = ["the", "a", "of", "and", "to", "in", "is", "that", "it", "was"]
+    random.seed(4)
+    inside = 0
+    for _ in range(20):
+        one, other = ([" ".join(random.choices(words, range(10, 0, -1), k=20)) for _ in range(60)] for _ in range(2))
+        scores = row_scores(["burrows-delta"], one, other)
+        interval = intervals(scores)["burrows-delta"]
+        assert interval.low <= scores["burrows-delta"].value <= interval.high
+        inside += interval.low <= 0 <= interval.high
+    assert inside >= 18
 
 
 def test_burrows_delta_tells_a_style_whatever_the_subject():
@@ -296,7 +311,7 @@ def test_burrows_delta_tells_a_style_whatever_the_subject():
         same.append(f"{two} {one} box{number} is the lid{number}.")
         other.append(f"I would say that box{number} was not what you take for {one} lid{number}.")
     near, far = (row_scores(["burrows-delta"], texts, plain) for texts in (same, other))
-    assert near["burrows-delta"].value < 0.2 < far["burrows-delta"].value
+    assert near["burrows-delta"].value < 0.2 < 0.5 < far["burrows-delta"].value
     assert compare(far, near)["burrows-delta"].verdict == "better"
 
 
@@ -356,7 +371,7 @@ def test_every_metric_says_how_its_score_is_read():
         assert entry.unit in get_args(Unit)
         if not entry.settings or entry.name in ("bleu", "chrf"):
             for found in row_scores([entry.name], answers, references).values():
-                low, high = {"points": (0, 100.0001), "ratio": (0, 9)}.get(found.unit, (0, 1))
+                low, high = {"points": (0, 100.0001), "ratio": (-1, 9)}.get(found.unit, (0, 1))
                 assert low <= found.value <= high
                 assert found.write(found.value)
 

@@ -173,6 +173,14 @@ def test_csv_rows_and_documents_are_looked_at_too(here):
     assert written(here / "texts")["evaluate"]["metrics"] == []
 
 
+def test_answers_that_call_tools_are_scored_as_calls(here):
+    call = {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": {"city": "Rome"}}]}
+    rows = [{"messages": [{"role": "user", "content": f"Rome, {i}?"}, call]} for i in range(40)]
+    write_rows(here / "calls.jsonl", rows)
+    new.start_recipe(Path("calls"), None, Path("calls.jsonl"))
+    assert written(here / "calls")["evaluate"]["metrics"] == ["tool-calls"]
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [

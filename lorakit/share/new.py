@@ -75,6 +75,8 @@ def start_recipe(folder: Path, base: str | None, data: Path | None) -> NewTask:
         values |= {f"data.{key}": value for key, value in read_section(shape).items()}
         if not shape.conversations:  # there is no answer to compare
             values["evaluate.metrics"] = []
+        elif shape.calls_tools:
+            values["evaluate.metrics"] = ["tool-calls"]
     notes = shape.notes if shape else []
     with _new_folder(folder) as draft:
         if shape is None:

@@ -11,7 +11,7 @@ from lorakit.amounts import counted
 from lorakit.data.formats.columns import detect, is_empty, is_readable, required_columns
 from lorakit.data.formats.preference_data import refuse_preference_data
 from lorakit.data.readers import files_in, read_file
-from lorakit.data.rows import RowError
+from lorakit.data.rows import Conversation, RowContent, RowError, up_to_last_answer
 from lorakit.data.sources import AS_WRITTEN, open_source, rename_columns
 from lorakit.errors import UserError
 from lorakit.plan.row_sample import SourceSample, sample_source
@@ -29,7 +29,8 @@ _LEAST_SHARE = 0.01
 @dataclass(frozen=True)
 class RowShape:
     """What was seen of a source: `rows` it has (`exact` or estimated), the values of `data.format`, `data.columns`,
-    `data.eval` and `data.broken` that fit, why, and what a person has to look at."""
+    `data.eval` and `data.broken` that fit, why, and what a person has to look at. `calls_tools`: whether some of them
+    end with a call."""
 
     rows: int
     exact: bool
@@ -39,6 +40,7 @@ class RowShape:
     broken: str
     why: str
     conversations: bool
+    calls_tools: bool
     notes: list[str] = field(default_factory=list)
 
 
@@ -50,7 +52,7 @@ def look_at_rows(path: Path) -> RowShape:
     """
     source, notes = _fitting_source(path)
     sample = sample_source(source)
-    broken, note = _count_broken(sample, show_path(path))
+    contents, broken, note = _parse(sample, show_path(path))
     total = round(sample.total)
     different = round(total * len({repr(row.record) for row in sample.rows}) / max(len(sample.rows), 1))
     share = held_out_share(different)  # copies of a row stay on one side
@@ -68,6 +70,7 @@ def look_at_rows(path: Path) -> RowShape:
         broken="drop" if broken else "error",
         why=f"{name}: {sample.opened.why.replace(AS_WRITTEN, 'a guess')}",
         conversations=FORMATS[name].conversations,
+        calls_tools=any(map(_ends_with_a_call, contents)),
         notes=notes,
     )
 
@@ -183,27 +186,34 @@ def _fold(name: str) -> str:
     return "_".join(name.lower().replace("-", " ").replace("_", " ").split())
 
 
-def _count_broken(sample: SourceSample, name: str) -> tuple[int, str]:
-    """How many of the rows that are looked at cannot be trained on, and the first one's reason.
+def _ends_with_a_call(content: RowContent) -> bool:
+    """Whether the last answer of a row calls tools: the one that `lorakit eval` asks for."""
+    last = up_to_last_answer(content)
+    return isinstance(last, Conversation) and "tool_calls" in last.messages[-1]
+
+
+def _parse(sample: SourceSample, name: str) -> tuple[list[RowContent], int, str]:
+    """What the rows that are looked at say, how many of them cannot be trained on, and the first one's reason.
 
     Raises:
         UserError: none of them can.
     """
     rows, broken = sample.rows[:: max(len(sample.rows) // _PARSED_ROWS, 1)], list[str]()
+    contents: list[RowContent] = []
     for row in rows:
         try:
             if isinstance(row.record, RowError):
                 raise row.record
-            sample.opened.parse(row.record)
+            contents.append(sample.opened.parse(row.record))
         except RowError as error:
             broken.append(f"{row.where}: {error}")
     if len(broken) == len(rows):
         what = f"none of {counted(len(rows), 'row')} can be trained on" if rows else "no rows"
         raise UserError(f"{name}: {what}{f'. {one_line(broken[0], 300)}' if broken else ''}.")
     if not broken:
-        return 0, ""
+        return contents, 0, ""
     what = f"{len(broken):,} of {counted(len(rows), 'row')} that were looked at cannot be trained on"
-    return len(broken), f"data.broken is drop: {what}, the first {one_line(broken[0], 200)}."
+    return contents, len(broken), f"data.broken is drop: {what}, the first {one_line(broken[0], 200)}."
 
 
 def read_section(shape: RowShape) -> dict[str, Any]:
