@@ -36,6 +36,7 @@ from lorakit.cli import (
     retrain,
     runs,
     schema,
+    sweep,
     train,
     watch,
 )
@@ -101,6 +102,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan.plan,
     "data": data.data,
     "train": train.train,
+    "sweep": sweep.sweep,
     "eval": evaluate.evaluate,
     "benchmark": benchmark.benchmark,
     "chat": chat.chat,

@@ -29,7 +29,7 @@ from lorakit.train.preflight import check_loss, describe_probe, probe_longest, s
 from lorakit.train.record import RunRecord, initial_manifest, sample_lines, save_result, whole_model
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import sharding_of
-from lorakit.train.trainer import SupervisedTrainer
+from lorakit.train.trainer import EvaluationJudge, SupervisedTrainer
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,17 @@ class Outcome:
     reduction_seconds: float = 0.0
 
 
-def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None = None) -> Outcome:
+def train(
+    prepared: Prepared,
+    run: Run,
+    progress: Progress,
+    checkpoint: Path | None = None,
+    judge: EvaluationJudge | None = None,
+) -> Outcome:
     """Train the adapter of a prepared recipe into `run`, which `open_run` holds, from the start or from a checkpoint of
-    the same run. Interrupted after Ctrl-C or SIGTERM: the folder then has a checkpoint of the last whole step.
-    LorakitError where the loss is not a number, or memory ran out. Several processes train it together; the first
-    alone writes, and alone needs to hold `run`."""
+    the same run. A `judge` hears the held-out losses, and may end the run early. Interrupted after Ctrl-C or SIGTERM:
+    the folder then has a checkpoint of the last whole step. LorakitError where the loss is not a number, or memory ran
+    out. Several processes train it together; the first alone writes, and alone needs to hold `run`."""
     if launched():  # each would train on its own, into the same folder
         raise LorakitError(
             "a launcher started this process, and it has not joined the others: lorakit.distributed.join"
@@ -72,7 +78,7 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
         )
         refuse(UserError(message))
     try:
-        return _train(prepared, run, progress, checkpoint)
+        return _train(prepared, run, progress, checkpoint, judge)
     except LorakitError:
         raise
     except Exception as error:
@@ -84,7 +90,9 @@ def train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | N
         raise type(explained)(message) from error
 
 
-def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None) -> Outcome:
+def _train(
+    prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None, judge: EvaluationJudge | None
+) -> Outcome:
     settings = prepared.recipe.train
     fills_holes = settings.gradient_checkpointing or sharding_of(settings).is_collective
     if fills_holes and not prepared.machine.is_gpu:
@@ -105,7 +113,7 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     code = choose_block_code(runner)
     record.manifest["block_code"] = code.words
     with stopping.listening(), record.noting_early_end():
-        outcome = _fit(runner, code, record, stopping, checkpoint)
+        outcome = _fit(runner, code, record, stopping, checkpoint, judge)
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
         manifest = record.manifest | {"status": COMPLETE, "finished": now(), "result": outcome.__dict__}
@@ -120,7 +128,12 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
 
 
 def _fit(
-    runner: MicroBatchRunner, code: BlockCode, record: RunRecord, stopping: StopRequest, checkpoint: Path | None
+    runner: MicroBatchRunner,
+    code: BlockCode,
+    record: RunRecord,
+    stopping: StopRequest,
+    checkpoint: Path | None,
+    judge: EvaluationJudge | None,
 ) -> Outcome:
     """The training itself. The folder is cleared only when nothing can be refused any more."""
     prepared, settings, run, scheduler = runner.prepared, runner.recipe.train, record.run, runner.rank_scheduler
@@ -128,7 +141,7 @@ def _fit(
     steps, done = prepared.steps, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     start = time.monotonic()
     with runner.progress.bar("training", total=steps, done=done) as bar:
-        trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping)
+        trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping, judge=judge)
         on_first(partial(_begin_folder, run, record, prepared, checkpoint, done))
         offloading = offload_activations(runner.model, settings.offload_activations)
         keeping = keep_freed_memory() if _has_room_to_keep(runner) else nullcontext()

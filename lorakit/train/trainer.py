@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -46,6 +46,15 @@ from lorakit.train.checkpoint import (
 from lorakit.train.micro_batching import MicroBatchRunner, StepLoss
 
 
+class EvaluationJudge(Protocol):
+    """Hears every held-out loss; from then on that it `is_over`, the run ends as one that stops early."""
+
+    is_over: bool
+
+    def hear(self, step: int, loss: float) -> None:
+        """The held-out loss after a step."""
+
+
 class TrainingCallback(TrainerCallback):
     """What the trainer has to do inside the library's loop: move ranks, and decide what follows a step."""
 
@@ -71,12 +80,19 @@ class TrainingCallback(TrainerCallback):
 class SupervisedTrainer(SFTTrainer):
     """Trains on examples that are rendered and masked already. Its batch is a whole optimizer step."""
 
-    def __init__(self, runner: MicroBatchRunner, run: Run, bar: Bar, stopping: StopRequest) -> None:
+    def __init__(
+        self,
+        runner: MicroBatchRunner,
+        run: Run,
+        bar: Bar,
+        stopping: StopRequest,
+        judge: "EvaluationJudge | None" = None,
+    ) -> None:
         prepared = runner.prepared
         self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
         self.sharding = runner.sharding
         self.shared: Any = None  # the optimizer, where the processes share out its states
-        self.run, self.bar, self.stopping = run, bar, stopping
+        self.run, self.bar, self.stopping, self.judge = run, bar, stopping, judge
         self.prepared, self.settings = prepared, prepared.recipe.train
         self.tokens, self.step_tokens, self.steps, self.busy, self.step_start = 0, 0, 0, 0.0, 0.0
         self.loss: StepLoss
@@ -183,6 +199,8 @@ class SupervisedTrainer(SFTTrainer):
             refuse(LorakitError(f"step {step}: the held-out loss is {total}. Lower train.learning_rate."))
         metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - start}
         self.log(dict(metrics))
+        if self.judge:
+            self.judge.hear(step, metrics["eval_loss"])
         self.control.should_evaluate = False
         if self.ends_early():
             self.control.should_save = self.control.should_training_stop = True
@@ -191,6 +209,8 @@ class SupervisedTrainer(SFTTrainer):
     def ends_early(self) -> bool:
         """Whether the held-out losses measured so far end the run before its last step."""
         early = self.settings.early_stopping
+        if self.judge and self.judge.is_over:
+            return True
         if early is None:
             return False
         settled_at = self.rank_scheduler.settled_at if self.rank_scheduler else 0

@@ -1,0 +1,154 @@
+"""`lorakit sweep`"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorakit.cli.options import Json, Quiet
+from lorakit.errors import LorakitError, UserError
+
+if TYPE_CHECKING:
+    from lorakit.progress import Progress
+    from lorakit.sweep.ranking import SweepRanking
+    from lorakit.sweep.study import TrialStore
+    from lorakit.sweep.sweep_file import Sweep
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep, a YAML file.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Its folder, by default runs/NAME.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="Begin no trial after this time, such as 2h, 90min or 45s."),
+    ] = None,
+    devices: Annotated[
+        int,
+        typer.Option("--devices", metavar="N", min=1, help="Do so many trials at once, each on a GPU, or a process."),
+    ] = 1,
+    rank: Annotated[bool, typer.Option("--rank", help="Train nothing: rank the trials that have ended.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train one recipe with other values for some keys, and rank the runs by held-out loss.
+
+    The file extends a recipe and gives lists or ranges: [cyan]train.learning_rate: [1e-4, 3e-4, 1e-3][/cyan]. Trials
+    that are behind are cut short. Stopped or killed, the same command goes on; started again elsewhere on the same
+    folder, it takes trials beside the first. The recipe of the winner is written as best.yaml.
+    """
+    from lorakit import console
+    from lorakit.sweep.sweep_file import load_sweep, parse_duration
+
+    seconds = parse_duration(budget) if budget is not None else None
+    if budget is not None and seconds is None:
+        raise UserError(f"--budget: {budget!r} is not a time. Write for example 2h, 90min or 45s.")
+    loaded = load_sweep(file)
+    folder, progress = output or Path("runs") / loaded.name, console.Terminal(quiet)
+    from lorakit.sweep.run import describe_state
+    from lorakit.sweep.study import TrialStore
+
+    store = TrialStore(loaded, folder)
+    if not rank:
+        _work(loaded, store, file, seconds or loaded.budget, devices, progress)
+    from lorakit.sweep.ranking import rank_trials, write_ranking
+
+    ranking = rank_trials(store, console.Terminal(quiet=True))
+    best = write_ranking(loaded, store, ranking)
+    if as_json:
+        console.result_json({"folder": str(folder), **ranking.to_dict(), "best": str(best) if best else None})
+        return
+    console.result(f"{folder}: {describe_state(store)}, {ranking.steps:,} steps in all")
+    _print(ranking)
+    if best:
+        console.result(f"recommended: {best}   next: lorakit train {best}")
+    if ranking.trials and all(trial.state == "failed" for trial in ranking.trials):
+        raise LorakitError(f"every trial failed; the first: {ranking.trials[0].reason}")
+
+
+def _work(
+    sweep: "Sweep", store: "TrialStore", file: Path, seconds: float | None, devices: int, progress: "Progress"
+) -> None:
+    from lorakit import console
+    from lorakit.sweep.run import describe_state, run_worker
+
+    if store.trials:
+        progress.say(f"{store.folder}: {describe_state(store)}")
+    if devices > 1:
+        _start_workers(store, file, seconds, devices)
+        return
+    deadline = None if seconds is None else time.monotonic() + seconds
+    run_worker(sweep, store, progress, lambda: console.Terminal(quiet=True), deadline)
+
+
+def _start_workers(store: "TrialStore", file: Path, seconds: float | None, devices: int) -> None:
+    """A process for each device, which takes trials as one started by hand would."""
+    from lorakit.hardware.machine import usable_machine
+    from lorakit.progress import Silent
+
+    command = [sys.executable, "-m", "lorakit", "sweep", str(file), "--output", str(store.folder)]
+    command += ["--budget", f"{seconds:g}s"] if seconds is not None else []
+    is_gpu = usable_machine(Silent()).is_gpu
+    threads = max(1, (os.cpu_count() or 1) // devices)
+    workers = []
+    for number in range(devices):
+        own = {"CUDA_VISIBLE_DEVICES": str(number)} if is_gpu else {"OMP_NUM_THREADS": str(threads)}
+        workers.append(subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL))
+    codes = _wait(workers)
+    if any(codes) and not store.trials:
+        raise LorakitError(f"the workers ended with exit codes {', '.join(map(str, codes))}")
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Their exit codes. Ctrl-C reaches them too: each writes its checkpoint before it ends."""
+    try:
+        return [worker.wait() for worker in workers]
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.wait()
+        raise
+
+
+def _print(ranking: "SweepRanking") -> None:
+    from lorakit import console
+    from lorakit.amounts import format_difference, percent
+    from lorakit.sweep.sweep_file import describe_values
+
+    rows = []
+    for place, one in enumerate(ranking.candidates, start=1):
+        against = one.against_best
+        verdict = "" if place == 1 else "-"
+        if against is not None and place > 1:
+            ends = against.interval
+            between = f" ({ends.low:+.4f} to {ends.high:+.4f})" if ends else ""
+            verdict = f"{format_difference(against.difference, 'nats')}{between}, {against.verdict}"
+        mark = "take this" if one is ranking.recommended else ""
+        parameters = "-" if one.parameters is None else f"{one.parameters:,}"
+        rows.append([str(place), describe_values(one.values), f"{one.loss:.4f}", verdict, parameters, mark])
+    columns = ["", "values", "held-out loss", "against the first", "parameters", ""]
+    if rows:
+        console.result_table("ranking", columns, rows, whole_lines=True)
+    for state in ("cut short", "failed", "under way", "waiting"):
+        of = [trial for trial in ranking.trials if trial.state == state]
+        if of and state == "failed":
+            for trial in of:
+                console.result_wrapped(f"failed: {describe_values(trial.values)}: {trial.reason}", under="  ")
+        elif of and state != "waiting":
+            named = "; ".join(
+                describe_values(one.values) + (f" (loss {one.loss:.4f} at step {one.steps})" if one.loss else "")
+                for one in of
+            )
+            console.result_wrapped(f"{state}: {named}", under="  ")
+    if ranking.importance:
+        shares = ", ".join(f"{key} {percent(share)}" for key, share in ranking.importance.items())
+        console.result(f"what the loss depends on: {shares}")
+    if ranking.noise is not None:
+        console.result(f"seeds alone change the loss by {ranking.noise:.4f} (standard deviation)")
+    if ranking.candidates:
+        console.result(ranking.in_words())

@@ -1,0 +1,1 @@
+"""Many runs of one recipe with other values for some keys: searched, cut short, ranked."""
