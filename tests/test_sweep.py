@@ -15,6 +15,7 @@ from conftest import rows_of, write_rows
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.run_dir import Run
+from lorakit.sweep.rate_test import read_rate_test
 from lorakit.sweep.run import run_worker
 from lorakit.sweep.space import Choices, Range, grid, parse_space
 from lorakit.sweep.sweep_file import load_sweep, parse_duration
@@ -235,3 +236,26 @@ def test_ranges_and_grids():
     made = list(grid({"a": Choices((1, 2, 3)), "b": Choices(("x",))}))
     assert made == [{"a": 2, "b": "x"}, {"a": 1, "b": "x"}, {"a": 3, "b": "x"}]
     assert (parse_duration("1.5h"), parse_duration("90 min"), parse_duration("soon")) == (5400, 5400, None)
+
+
+def test_a_range_test_suggests_rates_between_the_steepest_fall_and_the_turn():
+    rates = [10 ** (-6 + 6 * step / 99) for step in range(100)]
+    # falls around 1e-4, lowest at 1e-2, explodes from there
+    losses = [3 - 2 / (1 + (1e-4 / rate) ** 2) + (rate / 1e-2) ** 4 for rate in rates]
+    result = read_rate_test(list(zip(rates, losses, strict=True)))
+    assert 3e-5 <= result.suggested[0] <= 3e-4 and result.suggested[-1] <= 3e-3
+    assert list(result.suggested) == sorted(result.suggested)
+    flat = read_rate_test([(rate, 2.0) for rate in rates])
+    assert flat.suggested == () and "no rate" in flat.in_words()
+
+
+def test_lr_trains_with_rising_rates_and_leaves_nothing(recipe, lorakit, monkeypatch):
+    monkeypatch.chdir(recipe.parent)
+    before = sorted(recipe.parent.rglob("*"))
+    code, out, err = lorakit("lr", recipe, "--steps", "20", "--to", "10", "--json")
+    assert code == 0, err
+    rates = [step["learning_rate"] for step in json.loads(out)["steps"]]
+    assert rates[0] == pytest.approx(1e-6) and rates[-1] == pytest.approx(10)
+    assert rates == sorted(rates) and len(rates) == 20
+    assert sorted(recipe.parent.rglob("*")) == before
+    assert lorakit("lr", recipe, "--from", "1", "--to", "0.1")[0] == 2

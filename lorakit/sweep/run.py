@@ -75,6 +75,7 @@ def _train(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress) ->
     from lorakit.prepare import prepare_run
     from lorakit.train.checkpoint import checkpoint_to_resume, resumed_recipe
     from lorakit.train.run import train
+    from lorakit.train.trainer import TrainingHooks
 
     loaded, run = sweep.load(claim.values, claim.folder), Run(claim.folder)
     resume = bool(run.complete_checkpoints())
@@ -86,7 +87,7 @@ def _train(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress) ->
         prepared = prepare_run(recipe, progress)
         checkpoint = checkpoint_to_resume(opened, prepared, progress) if resume else None
         judge = _judge(sweep, store, claim, prepared.steps, checkpoint)
-        outcome = train(prepared, opened, progress, checkpoint, judge)
+        outcome = train(prepared, opened, progress, checkpoint, TrainingHooks(judge=judge))
     was_cut = judge.is_over and outcome.steps < prepared.steps
     if outcome.eval_loss is None:
         raise LorakitError("no held-out loss was measured")

@@ -29,7 +29,7 @@ from lorakit.train.preflight import check_loss, describe_probe, probe_longest, s
 from lorakit.train.record import RunRecord, initial_manifest, sample_lines, save_result, whole_model
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import sharding_of
-from lorakit.train.trainer import EvaluationJudge, SupervisedTrainer
+from lorakit.train.trainer import SupervisedTrainer, TrainingHooks
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def train(
     run: Run,
     progress: Progress,
     checkpoint: Path | None = None,
-    judge: EvaluationJudge | None = None,
+    hooks: TrainingHooks = TrainingHooks(),  # noqa: B008 (frozen)
 ) -> Outcome:
     """Train the adapter of a prepared recipe into `run`, which `open_run` holds, from the start or from a checkpoint of
-    the same run. A `judge` hears the held-out losses, and may end the run early. Interrupted after Ctrl-C or SIGTERM:
+    the same run. `hooks`: what else hears of it, or changes it. Interrupted after Ctrl-C or SIGTERM:
     the folder then has a checkpoint of the last whole step. LorakitError where the loss is not a number, or memory ran
     out. Several processes train it together; the first alone writes, and alone needs to hold `run`."""
     if launched():  # each would train on its own, into the same folder
@@ -78,7 +78,7 @@ def train(
         )
         refuse(UserError(message))
     try:
-        return _train(prepared, run, progress, checkpoint, judge)
+        return _train(prepared, run, progress, checkpoint, hooks)
     except LorakitError:
         raise
     except Exception as error:
@@ -90,9 +90,7 @@ def train(
         raise type(explained)(message) from error
 
 
-def _train(
-    prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None, judge: EvaluationJudge | None
-) -> Outcome:
+def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | None, hooks: TrainingHooks) -> Outcome:
     settings = prepared.recipe.train
     fills_holes = settings.gradient_checkpointing or sharding_of(settings).is_collective
     if fills_holes and not prepared.machine.is_gpu:
@@ -113,7 +111,7 @@ def _train(
     code = choose_block_code(runner)
     record.manifest["block_code"] = code.words
     with stopping.listening(), record.noting_early_end():
-        outcome = _fit(runner, code, record, stopping, checkpoint, judge)
+        outcome = _fit(runner, code, record, stopping, checkpoint, hooks)
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
         manifest = record.manifest | {"status": COMPLETE, "finished": now(), "result": outcome.__dict__}
@@ -133,7 +131,7 @@ def _fit(
     record: RunRecord,
     stopping: StopRequest,
     checkpoint: Path | None,
-    judge: EvaluationJudge | None,
+    hooks: TrainingHooks,
 ) -> Outcome:
     """The training itself. The folder is cleared only when nothing can be refused any more."""
     prepared, settings, run, scheduler = runner.prepared, runner.recipe.train, record.run, runner.rank_scheduler
@@ -141,7 +139,7 @@ def _fit(
     steps, done = prepared.steps, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     start = time.monotonic()
     with runner.progress.bar("training", total=steps, done=done) as bar:
-        trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping, judge=judge)
+        trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping, hooks=hooks)
         on_first(partial(_begin_folder, run, record, prepared, checkpoint, done))
         offloading = offload_activations(runner.model, settings.offload_activations)
         keeping = keep_freed_memory() if _has_room_to_keep(runner) else nullcontext()

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +55,15 @@ class EvaluationJudge(Protocol):
         """The held-out loss after a step."""
 
 
+@dataclass(frozen=True)
+class TrainingHooks:
+    """What a training is told besides its recipe. `judge`: hears the held-out losses. `rate_share`: of each step from 0
+    on, its learning rate as a share of `train.learning_rate`, in place of the schedule."""
+
+    judge: EvaluationJudge | None = None
+    rate_share: Callable[[int], float] | None = None
+
+
 class TrainingCallback(TrainerCallback):
     """What the trainer has to do inside the library's loop: move ranks, and decide what follows a step."""
 
@@ -86,13 +95,13 @@ class SupervisedTrainer(SFTTrainer):
         run: Run,
         bar: Bar,
         stopping: StopRequest,
-        judge: "EvaluationJudge | None" = None,
+        hooks: "TrainingHooks",
     ) -> None:
         prepared = runner.prepared
         self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
         self.sharding = runner.sharding
         self.shared: Any = None  # the optimizer, where the processes share out its states
-        self.run, self.bar, self.stopping, self.judge = run, bar, stopping, judge
+        self.run, self.bar, self.stopping, self.hooks = run, bar, stopping, hooks
         self.prepared, self.settings = prepared, prepared.recipe.train
         self.tokens, self.step_tokens, self.steps, self.busy, self.step_start = 0, 0, 0, 0.0, 0.0
         self.loss: StepLoss
@@ -199,8 +208,8 @@ class SupervisedTrainer(SFTTrainer):
             refuse(LorakitError(f"step {step}: the held-out loss is {total}. Lower train.learning_rate."))
         metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - start}
         self.log(dict(metrics))
-        if self.judge:
-            self.judge.hear(step, metrics["eval_loss"])
+        if self.hooks.judge:
+            self.hooks.judge.hear(step, metrics["eval_loss"])
         self.control.should_evaluate = False
         if self.ends_early():
             self.control.should_save = self.control.should_training_stop = True
@@ -209,7 +218,7 @@ class SupervisedTrainer(SFTTrainer):
     def ends_early(self) -> bool:
         """Whether the held-out losses measured so far end the run before its last step."""
         early = self.settings.early_stopping
-        if self.judge and self.judge.is_over:
+        if self.hooks.judge and self.hooks.judge.is_over:
             return True
         if early is None:
             return False
@@ -234,7 +243,7 @@ class SupervisedTrainer(SFTTrainer):
         if self.lr_scheduler is None:
             warmup = warmup_steps(self.settings, self.prepared.steps)
             share = partial(rate_share, schedule=self.settings.schedule, warmup=warmup, steps=num_training_steps)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.hooks.rate_share or share)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
