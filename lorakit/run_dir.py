@@ -29,6 +29,7 @@ from lorakit.recipe.did_you_mean import nearest_name
 _RECORDED = ("lorakit", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 
 MERGED = "merge.json"  # by which a folder is known to hold a merged model
+SWEEP, RANKING = "sweep.json", "ranking.json"  # of the folder of a sweep, whose runs lie below it
 BASE = "base.json"  # beside an adapter: what it was trained on, for when it leaves its run
 EXPORT = "export.json"  # by which a folder is known to hold an export
 CLEARED = "cleared"  # the status of a run whose results were deleted for another one's

@@ -14,7 +14,7 @@ from conftest import rows_of, write_rows
 
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
-from lorakit.run_dir import Run
+from lorakit.run_dir import RANKING, Run
 from lorakit.sweep.rate_test import read_rate_test
 from lorakit.sweep.run import run_worker
 from lorakit.sweep.space import Choices, Range, grid, parse_space
@@ -23,7 +23,7 @@ from lorakit.sweep.sweep_file import load_sweep, parse_duration
 optuna = pytest.importorskip("optuna", reason="the extra sweep is not installed")
 
 from lorakit.sweep.ranking import rank_trials  # noqa: E402
-from lorakit.sweep.study import BEST, RANKING, TrialStore  # noqa: E402
+from lorakit.sweep.study import BEST, TrialStore  # noqa: E402
 
 
 @pytest.fixture
@@ -77,6 +77,10 @@ def test_a_sweep_ranks_its_trials_and_writes_the_winner(recipe, tmp_path, loraki
     assert trial.is_complete() and trial.adapter.is_dir()
     code, out, _ = lorakit("sweep", path, "--output", folder, "--json")  # nothing is left to do
     assert code == 0 and json.loads(out)["steps"] == ranking["steps"]
+    code, out, err = lorakit("report", folder)
+    page = (folder / "report.html").read_text()
+    assert code == 0 and str(folder / "report.html") in out, err
+    assert "held-out loss by train.learning_rate" in page and "take this" in page and 'id="run-4"' in page
 
 
 def test_a_trial_is_the_run_that_train_makes(recipe, tmp_path, lorakit):

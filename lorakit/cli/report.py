@@ -17,7 +17,7 @@ _ROWS = 500
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="The folders of one or several runs.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN...", help="The folders of runs and sweeps.", show_default=False)
     ],
     output: Annotated[
         Path | None,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,19 @@ class Chart:
 
 
 def draw(
-    title: str, lines: Sequence[Line], best: tuple[float, float] | None = None, may_be_log: bool = True
+    title: str,
+    lines: Sequence[Line],
+    best: tuple[float, float] | None = None,
+    may_be_log: bool = True,
+    along: str = "step",
+    powers: bool = False,
 ) -> Chart | None:
     """The chart of some lines, and a mark at the best point; None where no line has a point. `may_be_log`: values of
-    several magnitudes get a logarithmic axis."""
+    several magnitudes get a logarithmic axis. `along`: what the points are of; with `powers` its logarithm to ten."""
+
+    def named(step: float) -> str:
+        return short(10**step) if powers else f"{step:,.0f}" if step == int(step) else short(step)
+
     lines = [Line(line.name, thin(line.points), line.kind, line.colour) for line in lines if line.points]
     values, steps = value_range([line.points for line in lines]), [step for line in lines for step, _ in line.points]
     if values is None:
@@ -83,20 +92,23 @@ def draw(
     def drawn(line: Line) -> DrawnLine:
         path = "M" + "L".join(f"{x(step)} {y(value)}" for step, value in line.points)
         is_marked = line.kind == "marked" or len(line.points) == 1
-        marks = [(x(step), y(value), f"step {step:,.0f}: {short(value)}") for step, value in line.points]
+        marks = [(x(step), y(value), f"{along} {named(step)}: {short(value)}") for step, value in line.points]
         return DrawnLine(line.name, line.kind, line.colour, path, tuple(marks) if is_marked else ())
 
-    steps_axis = [step for step in _even_axis(first, last)[2] if first <= step <= last and step == int(step)]
-    marked = (x(best[0]), y(best[1]), f"best: {short(best[1])} at step {best[0]:,.0f}") if best else None
+    ticks = [step for step in _even_axis(first, last)[2] if first <= step <= last]
+    steps_axis = [step for step in ticks if step == int(step)] or [first, last]
+    marked = (x(best[0]), y(best[1]), f"best: {short(best[1])} at {along} {named(best[0])}") if best else None
     return Chart(
         title,
         "logarithmic axis" if is_log else "",
         tuple(map(drawn, lines)),
-        tuple(Tick(x(step), f"{step:,.0f}") for step in steps_axis),
+        tuple(Tick(x(step), named(step)) for step in steps_axis),
         tuple(Tick(y(value), short(value)) for value in y_values),
         marked,
-        "; ".join(_in_words(line) for line in lines),
-        json.dumps({"first": first, "last": last, "lines": [_data(line) for line in lines]}),
+        "; ".join(_in_words(line, along, named) for line in lines),
+        json.dumps(
+            {"first": first, "last": last, "along": along, "powers": powers, "lines": [_data(line) for line in lines]}
+        ),
     )
 
 
@@ -110,9 +122,9 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _in_words(line: Line) -> str:
-    (_, begin), (step, end) = line.points[0], line.points[-1]
-    return f"{line.name}: {short(begin)} at the start, {short(end)} at step {step:,.0f}"
+def _in_words(line: Line, along: str, named: Callable[[float], str]) -> str:
+    (first, begin), (last, end) = line.points[0], line.points[-1]
+    return f"{line.name}: {short(begin)} at {along} {named(first)}, {short(end)} at {along} {named(last)}"
 
 
 def _data(line: Line) -> dict[str, Any]:

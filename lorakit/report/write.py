@@ -13,6 +13,7 @@ from lorakit.atomic_io import write_atomic
 from lorakit.errors import LorakitError, UserError
 from lorakit.report.chart import Chart
 from lorakit.report.run_view import RunFiles, RunView, compare_curves, read_run, view_run
+from lorakit.report.sweep_view import SweepView, is_sweep, read_sweep
 from lorakit.run_dir import now
 from lorakit.share.diff_side import flatten
 from lorakit.share.runs import RunSummary, short_score
@@ -46,13 +47,16 @@ class Overview:
 
 
 def write_report(folders: Sequence[Path], output: Path, most_rows: int) -> dict[str, Any]:
-    """Write the page about some runs to a file, which is absent or an older page; what it holds, in figures. UserError
-    where a folder is not a run, or the file is something else."""
+    """Write the page about some runs and sweeps to a file, which is absent or an older page; what it holds, in figures.
+    UserError where a folder is neither, or the file is something else."""
     _refuse_other_file(output)
+    given = [(folder, read_sweep(folder) if is_sweep(folder) else None) for folder in folders]
+    sweeps = tuple(one[0] for _, one in given if one)
+    folders = [path for folder, one in given for path in (one[1] if one else [folder])]
     all_files = [read_run(folder) for folder in folders]
-    each = most_rows if len(folders) == 1 else most_rows // len(folders)
+    each = most_rows // max(len(folders), 1)
     views = [view_run(one, f"run-{number}", each) for number, one in enumerate(all_files, start=1)]
-    page = render(views, _overview(all_files) if len(all_files) > 1 else None)
+    page = render(views, _overview(all_files) if len(all_files) > 1 else None, sweeps)
     try:
         write_atomic(output, page)
     except OSError as error:
@@ -76,7 +80,7 @@ def _refuse_other_file(output: Path) -> None:
             raise UserError(f"{output}: lorakit report did not write it, and does not replace it. Choose another.")
 
 
-def render(views: Sequence[RunView], overview: Overview | None) -> str:
+def render(views: Sequence[RunView], overview: Overview | None, sweeps: Sequence[SweepView] = ()) -> str:
     """The page as HTML. Every text is escaped by the template engine; its policy lets it run and load nothing else."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -97,7 +101,8 @@ def render(views: Sequence[RunView], overview: Overview | None) -> str:
         mark=Markup(MARK),
         style=Markup(style),
         script=Markup(script),
-        title=views[0].name if len(views) == 1 else f"{len(views)} runs",
+        title=sweeps[0].name if sweeps else views[0].name if len(views) == 1 else f"{len(views)} runs",
+        sweeps=sweeps,
         runs=views,
         overview=overview,
         written=now()[:16].replace("T", " "),

@@ -20,8 +20,8 @@ from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.run import EvalSettings, score_models
 from lorakit.progress import Progress
 from lorakit.recipe.load import to_yaml
-from lorakit.run_dir import now
-from lorakit.sweep.study import BEST, RANKING, REASON, STATES, TrialStore
+from lorakit.run_dir import RANKING, now
+from lorakit.sweep.study import BEST, REASON, STATES, TrialStore
 from lorakit.sweep.sweep_file import Sweep
 
 _SEED = "train.seed"

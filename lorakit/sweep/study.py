@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 
 from lorakit.atomic_io import read_json_object, write_atomic
 from lorakit.errors import UserError
-from lorakit.run_dir import Run, now, versions
+from lorakit.run_dir import SWEEP, Run, now, versions
 from lorakit.sweep.sweep_file import Sweep, combinations
 
-SWEEP, JOURNAL, RANKING, BEST, LOCK = "sweep.json", "journal.log", "ranking.json", "best.yaml", "sweep.lock"
+JOURNAL, BEST, LOCK = "journal.log", "best.yaml", "sweep.lock"
 _WAIT = 120  # seconds for another worker that takes a trial
 _MOST_STARTS = 3
 """Times that a trial is begun or gone on with before it counts as crashed: it may be what kills its workers."""

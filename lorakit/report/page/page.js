@@ -23,7 +23,8 @@ function watchChart(figure) {
       const point = line.points.find((one) => one[0] === step);
       return point && `${line.name} ${point[1]}`;
     });
-    reading.textContent = `step ${step}: ${values.filter(Boolean).join(", ")}`;
+    const place = data.powers ? Number((10 ** step).toPrecision(3)) : step;
+    reading.textContent = `${data.along} ${place}: ${values.filter(Boolean).join(", ")}`;
   }
 
   function rest() {
