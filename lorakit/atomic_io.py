@@ -63,6 +63,8 @@ def _set_modes_and_sync(folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():  # what it leads to is another's
+            continue
         special = path.stat().st_mode & 0o7000  # such as a folder that passes on its group
         path.chmod(special | ((0o777 if path.is_dir() else 0o666) & ~umask))
         handle = os.open(path, os.O_RDONLY)

@@ -35,7 +35,9 @@ def find_damage(folder: Path) -> str | None:
 def _checksums(folder: Path) -> dict[str, str]:
     checksums = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name != _NAME:
+        if path.is_symlink():
+            checksums[path.name] = str(path.readlink())
+        elif path.is_file() and path.name != _NAME:
             with path.open("rb", buffering=0) as file:  # not mapped: a map's pages count as this process's memory
                 checksums[path.name] = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     return checksums

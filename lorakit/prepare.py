@@ -8,6 +8,7 @@ from typing import Any
 
 from lorakit.amounts import gibibytes
 from lorakit.atomic_io import sha256_of
+from lorakit.data.added_tokens import add_tokens
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import tokenizer_sha256
@@ -28,9 +29,10 @@ from lorakit.hardware.machine import Machine, processor, usable_machine
 from lorakit.model.companion_files import compare_with_file
 from lorakit.model.config_values import Positions
 from lorakit.model.load import attentions_of
+from lorakit.model.new_rows import with_new_tokens
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
-from lorakit.model.tokenizer import quiet_libraries, stop_token_ids
+from lorakit.model.tokenizer import load_tokenizer, quiet_libraries, stop_token_ids
 from lorakit.plan.activations import spec_with_trace
 from lorakit.plan.auto import Choice, resolve_auto
 from lorakit.plan.memory import Memory, SizedRun, size_run
@@ -208,6 +210,9 @@ def open_template(recipe: Recipe, progress: Progress, revision: str | None = Non
     base = resolve_base(recipe.model.base, revision or recipe.model.revision, progress)
     read_model_info(base.folder)  # names a damaged value, over which the tokenizer's loading would stumble otherwise
     check_quantization(base, effective_model(recipe), trains_all(recipe.adapter))
+    if recipe.model.add_tokens:
+        tokenizer = load_tokenizer(base, recipe.model.chat_template)
+        base = with_new_tokens(base, tokenizer, add_tokens(tokenizer, recipe.model.add_tokens, base.name))
     return base, load_template(recipe, base)
 
 

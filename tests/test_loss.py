@@ -44,9 +44,9 @@ FAMILIES = {
 }
 
 
-def tiny(family: str):
+def tiny(family: str, **sizes):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
+    config = getattr(transformers, f"{family}Config")(**FAMILIES[family] | sizes)
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 

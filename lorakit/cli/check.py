@@ -27,7 +27,7 @@ def check(recipe: RecipePath, overrides: Overrides = [], as_json: Json = False) 
         loaded = load(recipe, overrides)
         model, own = loaded.recipe.model, adapter_spec(loaded.recipe.adapter).quantizes
         with loaded.locating():
-            info = model_info.find_model_info(model.base, model.revision)
+            info = model_info.find_model_info(model.base, model.revision, model.add_tokens)
             model_info.refuse_by_config(loaded.recipe, info)
             settled, choices = resolve_auto(loaded.recipe, this_machine(), info)
             # Last: what the recipe and the config say is reported without weights too.

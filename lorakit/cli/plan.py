@@ -189,7 +189,7 @@ def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
     """What the base model is made of: counted from its config, or built without weights where its family is another."""
     from dataclasses import replace
 
-    from lorakit.plan.model_info import find_config, find_model_folder, parse_model_info
+    from lorakit.plan.model_info import find_config, find_model_folder, parse_model_info, with_added_rows
     from lorakit.recipe.problem import one_line
 
     base = settings.model.base
@@ -199,6 +199,7 @@ def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
             f"model.base: the sizes of {base} are not known here. Give a local folder with its config.json, fetch the "
             "model once (lorakit train RECIPE --dry-run), or plan on a well-known model of the same size."
         )
+    config = with_added_rows(config, base, settings.model.revision, settings.model.add_tokens)
     info = parse_model_info(config)
     if info is None:
         raise UserError(f"model.base: the config.json of {base} names no hidden size as a whole number of at least 1.")
@@ -210,7 +211,8 @@ def _model_info(settings: "Recipe", progress: "Progress") -> "ModelInfo":
 
         quiet_libraries()
         folder = find_model_folder(base, settings.model.revision)
-        source = folder if folder and (folder / "config.json").is_file() else config
+        has_config = folder and (folder / "config.json").is_file() and not settings.model.add_tokens
+        source = folder if folder and has_config else config
         info = replace(info, spec=spec_with_trace(source, settings.adapter))
     return info
 

@@ -161,6 +161,8 @@ def _figures(report: PlanReport) -> list[tuple[str, str]]:
         rows["checkpoint"] = describe_checkpoint(report.checkpoint, plan.machine)
     about = "about " if trainable.estimated else ""
     rows["trained"] = f"{about}{trainable.trained:,} ({percent(trainable.trained / spec.parameters, 2)})"
+    if trainable.token_rows:
+        rows["trained"] += f", {trainable.token_rows:,} of them the rows of new tokens"
     rows["files"] = f"model {decimal_bytes(plan.model_file)}"
     if plan.adapter_file:
         merged = "" if report.merge is None else f", merged {rows['files']}"
@@ -276,7 +278,12 @@ def _plan_as_json(plan: "Plan") -> dict[str, Any]:
         "model": model.base,
         "counted": "meta device" if spec.built else "config",
         "device": {"name": machine.name, "kind": machine.device, "memory": machine.memory, "planned_with": plan.room},
-        "parameters": {"total": spec.parameters, "trainable": trainable.trained, "estimated": trainable.estimated},
+        "parameters": {
+            "total": spec.parameters,
+            "trainable": trainable.trained,
+            "token_rows": trainable.token_rows,
+            "estimated": trainable.estimated,
+        },
         "settings": {key: getattr(model, key) for key in ("dtype", "quantization")}
         | {key: getattr(train, key) for key in ("micro_batch", "gradient_checkpointing", "sharding", "optimizer")},
         "memory": {"longest": longest, "average": average}

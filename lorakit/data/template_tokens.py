@@ -18,10 +18,11 @@ def check_template_tokens(name: str, base: str, has_token: Callable[[str], bool]
         return
     reason = f"{name} writes {', '.join(missing)}, which the vocabulary of {base} does not have as one token each"
     usable = usable_templates(has_token, end_token)
-    remedy = f"It has the tokens of {', '.join(usable)}: write such a name, or" if usable else "Write"
-    raise UserError(
-        f"model.chat_template: {reason}, and lorakit adds no tokens. {remedy} a .jinja file of texts that it has."
-    )
+    can_be_added = {*missing} <= {*CHAT_TEMPLATES[name].tokens}
+    remedies = [f"model.add_tokens: [{', '.join(map(repr, missing))}], which are then trained"] if can_be_added else []
+    remedies += [f"{', '.join(usable)}, whose tokens it has"] if usable else []
+    remedies.append("a .jinja file of texts that it has")
+    raise UserError(f"model.chat_template: {reason}. Write {', or '.join(remedies)}.")
 
 
 def usable_templates(has_token: Callable[[str], bool], end_token: bool) -> list[str]:
@@ -56,6 +57,14 @@ def tokens_in(folder: Path) -> Callable[[str], bool] | None:
         return is_one or any(json.dumps(text) in one or json.dumps(text, ensure_ascii=False) in one for one in texts)
 
     return has_token
+
+
+def count_tokens(folder: Path) -> int | None:
+    """The number after the last token's by the tokenizer.json in a model's folder; None where none can be read."""
+    try:
+        return 1 + max(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().values())
+    except Exception:  # the Rust tokenizers raise bare Exceptions
+        return None
 
 
 def _files_that_add(folder: Path) -> list[Path]:

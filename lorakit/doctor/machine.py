@@ -97,7 +97,8 @@ def check_choices(recipe: "Recipe | None") -> Iterator[DoctorFinding]:
     yield ok("device", f"{machine.name} ({machine.device})")
     checked = recipe or Recipe(model=Model(base="any/model"), data=Data(train="any/rows"))
     try:
-        info = find_model_info(checked.model.base, checked.model.revision) if recipe else None
+        model = checked.model
+        info = find_model_info(model.base, model.revision, model.add_tokens) if recipe else None
         choices = resolve_auto(checked, machine, info)[1]
     except UserError as error:
         yield broken("settings", str(error))

@@ -13,6 +13,7 @@ from lorakit.evaluate.gguf_source import GgufSource, open_gguf
 from lorakit.hardware.machine import Machine, usable_machine
 from lorakit.model.endpoint import Endpoint, is_endpoint, open_endpoint, short_address, shown_address
 from lorakit.model.load import attentions_of
+from lorakit.model.new_rows import with_rows_of
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import check_quantization
 from lorakit.model.resolve import Base, resolve_base
@@ -83,7 +84,7 @@ class EvalModelSpec:
             return ("endpoint", self.endpoint.url, self.endpoint.model)
         base, settings = self.loaded
         double = settings.double_quant and settings.quantization in ("q4", "nf4")
-        how = (settings.dtype, settings.quantization, double, settings.attention)
+        how = (settings.dtype, settings.quantization, double, settings.attention, *base.new_rows)
         return (*sorted(base.sha256(".safetensors").items()), sha256_of(base.folder / "config.json"), how)
 
     def identity(self, device: str) -> dict[str, Any]:
@@ -345,6 +346,7 @@ def _adapter(
         base = first.base
         progress.warn(f"{given}: put on {base.name}, the base of the run, since its own could not be found: {reason}")
     warn_of_other_base(Path(given), base, recorded, progress)
+    base = with_rows_of(Path(given), base)
     alike = first and have_same_weights(base, first.base)
     settings = first.model if first and alike else _settings(base, first, machine)
     if first and not alike:

@@ -296,5 +296,7 @@ def _tokenizer_of_folder(spec: EvalModelSpec) -> Any:
     if spec.adapter and (spec.adapter / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(Base(spec.given, spec.adapter, base.origin), None)
     if tokenizer is None or not tokenizer.chat_template:
-        tokenizer = load_tokenizer(Base(spec.given, base.folder, base.origin), None)
+        of_base = load_tokenizer(Base(spec.given, base.folder, base.origin), None)
+        # One with more tokens writes rows that the adapter trained.
+        tokenizer = tokenizer if tokenizer is not None and len(tokenizer) > len(of_base) else of_base
     return tokenizer

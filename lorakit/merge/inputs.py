@@ -21,6 +21,7 @@ from lorakit.model.load import (
     stored_dtype,
     summarize_quantization,
 )
+from lorakit.model.new_rows import with_rows_of
 from lorakit.model.peft_adapter import adapter_config
 from lorakit.model.quantization_config import refuse_irreversible, stored_quantization
 from lorakit.model.resolve import Base, resolve_base
@@ -150,7 +151,7 @@ def _find_base_of(folder: Path, given: str | None, progress: Progress) -> Base:
     source = "--base" if given else "its adapter_config.json"
     warn_of_other_base(folder, base, recorded_base(folder), progress)
     progress.say(f"{folder}: put on {base.name} ({base.origin}), which {source} names, unquantized as it is on disk")
-    return base
+    return with_rows_of(folder, base)
 
 
 def _rows_of_file(

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lorakit.model.dora import DoraProducts, RowNorms, dora, row_norms
 from lorakit.model.lora_function import OWN_BASES, Casts, LoraProducts, casts_of_steps, lora
+from lorakit.model.token_rows import TokenRows, token_layers
 
 FUSED_LAYERS = (
     Linear,
@@ -54,11 +55,15 @@ def replace_forward(layers: list[Any], make: Callable[[Any], Callable[..., Any]]
 
 @contextmanager
 def fused_lora(model: Any, norms: Callable[..., Tensor] = row_norms) -> Iterator[None]:
-    """Within this, the LoRA, AdaLoRA and DoRA layers of `model` are computed by one function each; afterwards the model
-    is as it was. `norms` takes the place of `row_norms`."""
+    """Within this, the LoRA, AdaLoRA and DoRA layers of `model` are computed by one function each, and single rows that
+    are trained of its embeddings beside the frozen ones; afterwards the model is as it was. `norms` takes the place of
+    `row_norms`."""
     layers = [module for module in model.modules() if type(module) in FUSED_LAYERS]
-
-    with casts_of_steps() as casts, replace_forward(layers, lambda layer: _FusedLayer(layer, casts, RowNorms(norms))):
+    with (
+        casts_of_steps() as casts,
+        replace_forward(layers, lambda layer: _FusedLayer(layer, casts, RowNorms(norms))),
+        replace_forward(token_layers(model), TokenRows),
+    ):
         yield
 
 

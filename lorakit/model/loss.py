@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from peft.utils import TrainableTokensWrapper
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
@@ -175,6 +176,8 @@ def _trains_head(causal: Any) -> bool:
     outside = (parameter for parameter in causal.parameters() if id(parameter) not in inside)
     head = causal.get_output_embeddings()
     weights = chain(outside, head.parameters() if head is not None else ())
+    if isinstance(head, TrainableTokensWrapper):  # whose tied rows are the embeddings', and no parameters of its own
+        weights = chain(weights, head.token_adapter.trainable_tokens_delta.values())
     return any(parameter.requires_grad for parameter in weights)
 
 

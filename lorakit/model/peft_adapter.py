@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ _UNDERSTOOD = {
     *("modules_to_save", "ensure_weight_tying", "use_dora", "use_rslora", "fan_in_fan_out", "init_lora_weights"),
     *("layers_to_transform", "layers_pattern", "exclude_modules", "eva_config", "loftq_config"),
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
-    *("peft_version", "runtime_config", "megatron_core", "megatron_config"),
+    *("peft_version", "runtime_config", "megatron_core", "megatron_config", "trainable_token_indices"),
 }
 
 
@@ -70,9 +70,11 @@ def attach_adapter(
     return _in_float32(attached)
 
 
-def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
-    """The model with a folder's adapter, to be trained on; UserError where it has none, or one of another model."""
+def continue_adapter(model: Any, folder: Path, dropout: float, new_rows: Sequence[int] = ()) -> Any:
+    """The model with a folder's adapter, to be trained on; UserError where it has none, or one of another model, or of
+    other `new_rows` of the embeddings."""
     config = adapter_config(folder)
+    _refuse_other_rows(model, folder, config.trainable_token_indices or [], new_rows)
     if refused := why_untrainable(folder):
         raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
     usual = LoraConfig()
@@ -93,6 +95,17 @@ def continue_adapter(model: Any, folder: Path, dropout: float) -> Any:
     if broken:
         raise UserError(f"adapter.from: {folder} holds numbers that are not finite, the first in {broken}.")
     return _in_float32(loaded)
+
+
+def _refuse_other_rows(model: Any, folder: Path, indices: Any, new_rows: Sequence[int]) -> None:
+    trained = {row for some in indices.values() for row in some} if isinstance(indices, dict) else {*indices}
+    own = model.get_input_embeddings().weight.shape[0]
+    if trained and max(trained) >= own:
+        reason = f"{folder} trains rows of the embeddings up to {max(trained)}, and the base has {own:,}"
+        raise UserError(f"adapter.from: {reason}. Write model.add_tokens as the recipe of that training has it.")
+    if other := sorted({*new_rows} - trained):
+        reason = f"{folder} does not train row {other[0]} of the embeddings, which model.add_tokens adds"
+        raise UserError(f"adapter.from: {reason}. Leave model.add_tokens out. {_MERGE_FIRST}")
 
 
 def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
@@ -321,14 +334,27 @@ def to_plain_lora(model: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     tensors = peft.get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     if INITIAL in model.peft_config:
         # s (B A - B0 A0) as one product of twice the rank: [B, -B0] [A; A0], at the same scale.
-        initial = peft.get_peft_model_state_dict(model, adapter_name=INITIAL, save_embedding_layers=False)
-        for name, tensor in initial.items():
+        for name, tensor in _initial_tensors(model).items():
             tensors[name] = torch.cat([tensors[name], tensor], dim=0 if ".lora_A." in name else 1)
         config.r *= 2
         config.lora_alpha *= 2
         config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
         config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
     return config, tensors
+
+
+def _initial_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The low-rank tensors that an adapter began with, as PEFT saves them. It looks for single rows of embeddings under
+    every adapter's name."""
+    state = model.state_dict()
+    state |= {f"{name}.{INITIAL}": value for name, value in _rows_by_name(state).items()}
+    tensors = peft.get_peft_model_state_dict(model, state, adapter_name=INITIAL, save_embedding_layers=False)
+    return {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+
+
+def _rows_by_name(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    end = ".trainable_tokens_delta.default"
+    return {name.removesuffix(".default"): value for name, value in state.items() if name.endswith(end)}
 
 
 def is_no_op(folder: Path) -> bool:

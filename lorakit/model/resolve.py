@@ -46,22 +46,44 @@ BUNDLED_MODELS: dict[str, BundledModel] = {
 
 
 @dataclass(frozen=True)
+class NewRows:
+    """What a base has more in its embeddings than the model itself: `model.add_tokens` (model/new_rows.py)."""
+
+    rows: tuple[int, ...]
+    """The rows that the base's own training has not seen, which are trained: those of the tokens, and whatever grew."""
+    source: Path
+    """The folder of the model itself."""
+
+
+@dataclass(frozen=True)
 class Base:
     """A base model on disk: the recipe's name for it, the folder to load, and where it comes from."""
 
     name: str
     folder: Path
     origin: str
+    new: NewRows | None = None
+
+    @property
+    def source(self) -> Path:
+        """The folder of the model itself, without new rows."""
+        return self.new.source if self.new else self.folder
+
+    @property
+    def new_rows(self) -> tuple[int, ...]:
+        """The rows of its embeddings that are trained since they are new."""
+        return self.new.rows if self.new else ()
 
     @property
     def commit(self) -> str | None:
         """The hub's commit; None where the model is from elsewhere."""
-        return self.folder.name if self.origin.startswith(_FROM_HUB) else None
+        return self.source.name if self.origin.startswith(_FROM_HUB) else None
 
     def sha256(self, *suffixes: str) -> dict[str, str]:
-        """The sha256 of each file that decides what the model computes, by name: weights, configuration, tokenizer."""
+        """The sha256 of each file that decides what the model computes, by name: weights, configuration, tokenizer. Of
+        the model itself, whatever rows it got."""
         suffixes = suffixes or (".safetensors", ".json", ".jinja", ".model", ".txt")
-        files = sorted(path for path in self.folder.iterdir() if path.suffix in suffixes and path.is_file())
+        files = sorted(path for path in self.source.iterdir() if path.suffix in suffixes and path.is_file())
         return {path.name: sha256_of(path) for path in files}
 
 

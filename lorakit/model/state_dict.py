@@ -7,7 +7,7 @@ the same conversions are applied to one weight at a time, and back.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,17 +107,12 @@ def open_weights(folder: Path) -> Weights:
     damaged or does not fit the config, or it is not a causal language model."""
     model, tensors = meta_model(folder), list_tensors(folder)
     state = model.state_dict()
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, conversion.WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, conversion.WeightConverter)]
+    converters = [entry for entry in get_model_conversion_mapping(model) if _converts(entry)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     single: dict[str, str] = {}
     gathered: dict[str, list[tuple[str, str]]] = {}
     unused = []
-    for name in sorted(tensors, key=conversion.dot_natural_key):
-        path, pattern = conversion.rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if path not in state and name in state:
-            path, pattern = name, None
+    for name, path, pattern in paths_of_tensors(model, tensors):
         if path not in state:
             unused.append(name)
         elif pattern is None:
@@ -133,6 +128,23 @@ def open_weights(folder: Path) -> Weights:
     weights = Weights(folder, model, tensors, groups, unused)
     _check_against_model(weights, state)
     return weights
+
+
+def paths_of_tensors(model: Any, names: Iterable[str]) -> Iterator[tuple[str, str, str | None]]:
+    """Each name in the files of a model with the path in the model that transformers gives it, which may be none of the
+    model's, and the converter's pattern, where a weight is made of it."""
+    state, mapping = model.state_dict(), get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, conversion.WeightRenaming)]
+    converters = [entry for entry in mapping if _converts(entry)]
+    for name in sorted(names, key=conversion.dot_natural_key):
+        path, pattern = conversion.rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if path not in state and name in state:
+            path, pattern = name, None
+        yield name, path, pattern
+
+
+def _converts(entry: Any) -> bool:
+    return isinstance(entry, conversion.WeightConverter)
 
 
 def untied(weights: Weights) -> Weights:

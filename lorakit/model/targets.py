@@ -6,7 +6,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorakit.bounds import TooLong, bounded
@@ -38,10 +38,16 @@ class Targets:
     whole: list[str]  # full paths of the modules that are trained whole; of tied embeddings both ends
     tied: bool  # whether `whole` has embeddings that the model ties to its output head
     notes: list[str]  # what the words of `adapter.targets` left out on their own, and why: one sentence each
+    # Full path of an embedding or output head -> the rows of it that alone are trained. A head that is tied to the
+    # embeddings goes with them, unnamed.
+    tokens: dict[str, list[int]] = field(default_factory=dict)
 
 
-def select_targets(model: Any, settings: Adapter, signal: Signal | None = None) -> Targets:
-    """What an adapter section chooses of a causal language model; UserError where the model has no such thing."""
+def select_targets(
+    model: Any, settings: Adapter, signal: Signal | None = None, new_rows: Sequence[int] = ()
+) -> Targets:
+    """What an adapter section chooses of a causal language model; UserError where the model has no such thing.
+    `new_rows`: those of its embeddings that are trained since they are new."""
     from lorakit.model.spec_from_meta import list_weights
 
     chosen, notes = select_weights(list_weights(model), settings, signal)
@@ -52,7 +58,8 @@ def select_targets(model: Any, settings: Adapter, signal: Signal | None = None) 
     experts = [weight.parameter for weight in chosen if weight.parameter]
     ranks = resolve_overrides("rank_overrides", chosen, settings.rank_overrides, settings.rank)
     alphas = resolve_overrides("alpha_overrides", chosen, settings.alpha_overrides, settings.alpha)
-    return Targets(modules, experts, ranks, alphas, whole, tied, notes)
+    tokens = _select_token_rows(model, whole, new_rows) if new_rows and not trains_all(settings) else {}
+    return Targets(modules, experts, ranks, alphas, whole, tied, notes, tokens)
 
 
 def trains_every_weight(settings: Adapter) -> bool:
@@ -272,6 +279,30 @@ def _with_tied_ends(model: Any, modules: dict[str, Any], paths: list[str]) -> tu
         reason = f"PEFT would separate: it ties only {' and '.join(EMBEDDING_LAYER_NAMES)}"
         raise UserError(f"adapter.train_modules: {ends[0]} and {ends[1]} are one weight, which {reason}. Remove it.")
     return [*ends, *(path for path in paths if path not in ends)], True
+
+
+def _select_token_rows(model: Any, whole: list[str], rows: Sequence[int]) -> dict[str, list[int]]:
+    """The ends of the model whose new rows are trained: those that are not trained whole anyway. UserError where PEFT
+    would train others, or lose something of theirs."""
+    from torch.nn import Embedding, Linear
+
+    modules = dict(model.named_modules())
+    inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is inputs.weight
+    if tied and not model.config.to_dict().get("tie_word_embeddings"):  # by which PEFT goes
+        raise UserError("model.add_tokens: PEFT would separate the tied embeddings of this model. Leave it out.")
+    ends = [inputs] if tied or head is None else [inputs, head]
+    paths = [next(path for path, module in modules.items() if module is end) for end in ends]
+    for path, end in zip(paths, ends, strict=True):
+        if not (isinstance(end, Embedding | Linear) and end.weight.is_floating_point()):
+            reason = f"{path} is a {type(end).__name__}, of which PEFT cannot train single rows"
+            raise UserError(f"model.add_tokens: {reason}. Leave it out.")
+        if end is head and head.bias is not None:
+            reason = f"{path} has a bias, which PEFT leaves out where it trains single rows"
+            raise UserError(f"model.add_tokens: {reason}. Leave it out.")
+        if others := [other for other in modules if other.endswith(path) and other != path]:  # as texts
+            raise UserError(f"model.add_tokens: PEFT cannot tell {', '.join(others)} from {path}. Leave it out.")
+    return {path: list(rows) for path in paths if path not in whole}
 
 
 def match_pattern(pattern: str, names: Iterable[str], key: str) -> set[str]:

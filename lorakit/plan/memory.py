@@ -126,7 +126,8 @@ def memory_by_moment(spec: ModelSpec, adapted: TrainableParams, training: Traini
         made += 8 * largest if training.written_out else 4 * min(largest, DORA_ROWS)
     buffers = always.buffers + made
     accumulated = gradients if training.accumulates or not adapted.full_fine_tuning else 0
-    at_loss = replace(always, moment="loss", gradients=accumulated, activations=saved, logits=_logits(spec, training))
+    logits = _logits(spec, adapted, training)
+    at_loss = replace(always, moment="loss", gradients=accumulated, activations=saved, logits=logits)
     begins = replace(at_loss, moment="backward", activations=saved + block, logits=0, buffers=buffers)
     ends = replace(always, moment="end of the backward pass", gradients=gradients, buffers=buffers)
     moments = [at_loss, begins, ends]
@@ -166,7 +167,7 @@ def _always(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -
     states = 2 * (adapted.small if paged else adapted.trained)  # the others move to main memory where there is no room
     return Memory(
         weights=weight_bytes(spec, training.quantization, training.double_quant, _weight_width(adapted, training)),
-        adapter=(adapted.matrices + adapted.beside + adapted.copied) * trained_width,
+        adapter=(adapted.matrices + adapted.beside + adapted.copied + adapted.token_rows) * trained_width,
         optimizer=round(states * (_STATE_8_BIT if training.optimizer.endswith("8bit") else trained_width)),
         buffers=rounded,
         overhead=CONTEXT if training.on_gpu else PROCESS,
@@ -201,12 +202,13 @@ def _block_inputs(spec: ModelSpec, adapted: TrainableParams, way: TrainingStep, 
     return way.rows * way.length * way.width * spec.hidden * float(blocks if most is None else min(most, blocks))
 
 
-def _logits(spec: ModelSpec, training: TrainingStep) -> int:
+def _logits(spec: ModelSpec, adapted: TrainableParams, training: TrainingStep) -> int:
     """The head at its fullest: logits, their gradient in float32, and in half precision a copy in each type beside it;
-    a soft cap keeps its tanh. Of the hidden states the trained ones, and their gradient."""
+    a soft cap keeps its tanh; where single rows of it are trained, the gradient without them. Of the hidden states the
+    trained ones, and their gradient."""
     width = DTYPE_BYTES[training.dtype]
     positions = min(training.trained, max(1, chunk_logits(training.card) // spec.vocabulary))
-    each = (12 if width < 4 else 8) + width * spec.logits_capped
+    each = (12 if width < 4 else 8) + width * (spec.logits_capped + bool(adapted.token_rows))
     return 2 * training.trained * spec.hidden * width + positions * spec.vocabulary * each
 
 
@@ -361,7 +363,8 @@ def size_run(
         quantization = "q8" if info.stored and info.stored.bits == 8 else "nf4"
     family = kernel_family(info.model_type) if recipe.train.kernels != "off" else None
     kernels = family.kernels(on_gpu) if family and (on_gpu or recipe.model.dtype == "float32") else ()
-    return SizedRun(recipe, spec, count_trainable(spec, recipe.adapter), quantization, on_gpu, devices, card, kernels)
+    trainable = count_trainable(spec, recipe.adapter, len(recipe.model.add_tokens))
+    return SizedRun(recipe, spec, trainable, quantization, on_gpu, devices, card, kernels)
 
 
 def memory_budget(machine: Machine) -> int:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -64,10 +65,25 @@ class ModelInfo:
         return "eager", *sdpa, *flash, *varlen
 
 
-def find_model_info(base: str, revision: str) -> ModelInfo | None:
+def find_model_info(base: str, revision: str, add_tokens: Sequence[str] = ()) -> ModelInfo | None:
     """What is known of a recipe's base model, or None when it is neither on this machine nor well known."""
     config = find_config(base, revision)
-    return parse_model_info(config) if config else None
+    return parse_model_info(with_added_rows(config, base, revision, add_tokens)) if config else None
+
+
+def with_added_rows(config: dict[str, Any], base: str, revision: str, add_tokens: Sequence[str]) -> dict[str, Any]:
+    """A base's config.json with as many rows of embeddings as `model.add_tokens` needs: one more each, but for those
+    that the base has more than tokens, where its tokenizer.json is here."""
+    section = config if is_size(config.get("vocab_size")) else config.get("text_config")
+    if not add_tokens or not isinstance(section, dict) or not is_size(section.get("vocab_size")):
+        return config
+    from lorakit.data.template_tokens import count_tokens
+
+    rows = section["vocab_size"]
+    folder = find_model_folder(base, revision)
+    tokens = (folder and count_tokens(folder)) or rows
+    grown = {**section, "vocab_size": max(rows, tokens + len(add_tokens))}
+    return grown if section is config else {**config, "text_config": grown}
 
 
 def find_config(base: str, revision: str) -> dict[str, Any] | None:
@@ -169,11 +185,15 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
     folder = local or (None if path.is_absolute() else hub_snapshot(model.base, model.revision))
     if model.template_variables or model.template_date != "auto":
         _check_template(model, folder)
-    if folder and is_named(model.chat_template):
+    if folder and (is_named(model.chat_template) or model.add_tokens):
+        from lorakit.data.added_tokens import check_added_tokens
         from lorakit.data.template_tokens import check_template_tokens, tokens_in
 
         if has_token := tokens_in(folder):
-            check_template_tokens(str(model.chat_template), model.base, has_token)
+            check_added_tokens(model.add_tokens, model.base, has_token)
+            if is_named(model.chat_template):
+                has_any = lambda text: text in model.add_tokens or has_token(text)  # noqa: E731
+                check_template_tokens(str(model.chat_template), model.base, has_any)
     if folder:
         check_base_files(folder, complete and folder == local)
     if local and complete and not has_tokenizer(local):
@@ -203,10 +223,12 @@ def _check_template(model: Model, folder: Path | None) -> None:
         check_template_date(model.template_date, writes_date(templates))
 
 
-def load_template(recipe: Recipe, base: Base) -> "ChatTemplate":
+def load_template(recipe: Recipe, base: Base, adds_tokens: bool = False) -> "ChatTemplate":
     """The tokenizer in the base's folder with the recipe's chat template, or its own. A `UserError` where it cannot be
-    loaded, or the template does not read the recipe's variables or day."""
+    loaded, or the template does not read the recipe's variables or day. `adds_tokens`: whether the folder's tokenizer
+    has those of `model.add_tokens` not yet."""
     # transformers, and torch with it
+    from lorakit.data.added_tokens import add_tokens
     from lorakit.data.chat_template import ChatTemplate
     from lorakit.data.template_source import check_template_date, writes_date
     from lorakit.data.template_tokens import check_template_tokens, is_single_token
@@ -214,6 +236,8 @@ def load_template(recipe: Recipe, base: Base) -> "ChatTemplate":
 
     quiet_libraries()
     tokenizer = load_tokenizer(base, recipe.model.chat_template)
+    if adds_tokens:
+        add_tokens(tokenizer, recipe.model.add_tokens, base.name)
     if is_named(recipe.model.chat_template):
         name, has_token = str(recipe.model.chat_template), partial(is_single_token, tokenizer)
         check_template_tokens(name, base.name, has_token, bool(tokenizer.eos_token))
@@ -236,7 +260,7 @@ def find_template(recipe: Recipe) -> "ChatTemplate | None":
     folder = find_model_folder(recipe.model.base, recipe.model.revision)
     if folder is None or not has_tokenizer(folder):
         return None
-    return load_template(recipe, Base(recipe.model.base, folder, "on this machine"))
+    return load_template(recipe, Base(recipe.model.base, folder, "on this machine"), bool(recipe.model.add_tokens))
 
 
 def describe_missing_files(recipe: Recipe) -> str | None:

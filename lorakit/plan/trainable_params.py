@@ -29,15 +29,17 @@ class TrainableParams:
     saved: int = 0  # numbers in the adapter's file, which may be of another rank than what is trained
     first_block: int = 0  # the first block that gradients go back to: below what is trained nothing is kept for them
     small: int = 0  # trained numbers in matrices that are too small for bitsandbytes to page their states
+    token_rows: int = 0  # trained numbers in rows of the embeddings, and of an untied head, that are trained alone
 
     @property
     def trained(self) -> int:
         """All trained numbers."""
-        return self.matrices + self.whole
+        return self.matrices + self.whole + self.token_rows
 
 
-def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
-    """What an adapter section trains of a model; a `UserError` where that is not there or cannot be adapted."""
+def count_trainable(spec: ModelSpec, settings: Adapter, new_rows: int = 0) -> TrainableParams:
+    """What an adapter section trains of a model; a `UserError` where that is not there or cannot be adapted.
+    `new_rows`: how many rows of its embeddings are trained since they are new."""
     if source := initial_adapter(settings):
         return _from_folder(spec, adapter_folder(Path(source)))
     kind, share, estimated = adapter_spec(settings), 1.0, isinstance(settings.layers, Spectrum)
@@ -59,7 +61,7 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
     plain = sum(weight.experts * _low_rank(settings, ranks[weight.path], weight) for weight in chosen)
     beside = sum(_low_rank(settings, ranks[w.path], w) for w in chosen) if kind.keeps_initial else 0
     every = _adapter(spec, chosen, ranks, matrices, settings.train_modules, kind.name == "dora")
-    return replace(
+    counted = replace(
         every,
         saved=round(share * (plain if kind.callback else matrices + beside)) + every.whole,
         small=round(share * every.small),
@@ -67,6 +69,8 @@ def count_trainable(spec: ModelSpec, settings: Adapter) -> TrainableParams:
         beside=round(share * beside),
         estimated=estimated,
     )
+    whole = spec.whole(settings.train_modules)
+    return _with_token_rows(counted, spec, {path: new_rows for path in _ends(spec) if path not in whole})
 
 
 def _adapter(
@@ -87,9 +91,29 @@ def _adapter(
     )
 
 
-def count_parameters(spec: ModelSpec, settings: Adapter) -> tuple[int, int]:
+def _ends(spec: ModelSpec) -> list[str]:
+    """The embeddings, and the output head where it is not tied to them."""
+    heads = (weight.path for weight in spec.weights if weight.is_head)
+    return [spec.embeddings, *(path for path in heads if path not in spec.shared)]
+
+
+def _with_token_rows(adapted: TrainableParams, spec: ModelSpec, rows: dict[str, int]) -> TrainableParams:
+    """The same with so many single rows of the embeddings, or of the head."""
+    sizes = [count * (spec.modules[path] // spec.vocabulary) for path, count in rows.items() if count]
+    if not sizes:
+        return adapted
+    return replace(
+        adapted,
+        token_rows=sum(sizes),
+        saved=adapted.saved + sum(sizes),
+        small=adapted.small + sum(size for size in sizes if size < LEAST_PAGED),
+        first_block=0,
+    )
+
+
+def count_parameters(spec: ModelSpec, settings: Adapter, new_rows: int = 0) -> tuple[int, int]:
     """Trainable and all parameters of a model with a recipe's adapter, as PEFT counts them."""
-    adapted = count_trainable(spec, settings)
+    adapted = count_trainable(spec, settings, new_rows)
     if adapted.full_fine_tuning:
         return adapted.trained, spec.parameters
     # PEFT's layers for B diag(E) A hold one more number each, `ranknum`.
@@ -122,7 +146,11 @@ def _from_folder(spec: ModelSpec, folder: Path) -> TrainableParams:
         ranks[weight.path] = next((own[key] for key in own if _fits(rf"(.*\.)?({key})", name)), rank * times)
     matrices = sum(weight.experts * _low_rank(None, ranks[weight.path], weight) for weight in chosen)
     matrices += sum(weight.outer for weight in chosen) if dora else 0
-    return _adapter(spec, chosen, ranks, matrices, config.get("modules_to_save") or [], dora)
+    adapted = _adapter(spec, chosen, ranks, matrices, config.get("modules_to_save") or [], dora)
+    indices = config.get("trainable_token_indices") or []
+    by_end = indices if isinstance(indices, dict) else {spec.embeddings: indices}
+    counts = {end: len(rows) for end in _ends(spec) for name, rows in by_end.items() if end.endswith(name)}
+    return _with_token_rows(adapted, spec, counts)
 
 
 def _times_named(weight: WeightSpec, targets: Any, named: list[str]) -> int:

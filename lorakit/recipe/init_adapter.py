@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from lorakit.atomic_io import read_json_object, refuse_pipes
 from lorakit.errors import UserError
@@ -14,6 +16,7 @@ from lorakit.recipe.yaml_reader import plain, read_file
 
 # Ways to begin that leave the base alone, besides PEFT's usual one (a boolean).
 PLAIN_INITS = ("gaussian", "eva", "orthogonal")
+TokenId = Annotated[int, Field(ge=0)]
 _NAMES = "a text or a list of names", str | list[str] | None
 _LORA_KEYS: dict[str, tuple[str, Any]] = {
     "r": ("a whole number above 0", PositiveInt),
@@ -25,6 +28,10 @@ _LORA_KEYS: dict[str, tuple[str, Any]] = {
     "modules_to_save": ("a list of names", list[str] | None),
     "rank_pattern": ("a mapping of names to whole numbers above 0", dict[str, PositiveInt]),
     "alpha_pattern": ("a mapping of names to numbers", dict[str, float]),
+    "trainable_token_indices": (
+        "a list of token ids, or a mapping of names to such lists",
+        list[TokenId] | dict[str, list[TokenId]] | None,
+    ),
     "layers_to_transform": ("a whole number or a list of them", int | list[int] | None),
 }
 """Keys of a LoRA's adapter_config.json: what PEFT needs there, in words and as a type."""

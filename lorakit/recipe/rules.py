@@ -222,6 +222,27 @@ def early_stopping_has_rows(recipe: Recipe, written: Written) -> Conflicts:
         yield ("train", "early_stopping"), reason, "Write data.eval, for example eval: 0.1."
 
 
+@reads("model.add_tokens")
+def added_tokens_are_texts(recipe: Recipe, written: Written) -> Conflicts:
+    """`model.add_tokens` has each text once, and none of white space alone."""
+    path, tokens = ("model", "add_tokens"), recipe.model.add_tokens
+    for index, token in enumerate(tokens):
+        if not token.strip():
+            yield (*path, index), f"{quote(token)} is white space alone", "Write a text."
+        elif token in tokens[:index]:
+            yield (*path, index), f"{quote(token)} is there twice", "Remove one."
+
+
+@reads("model.add_tokens", "adapter")
+def added_tokens_are_trained(recipe: Recipe, written: Written) -> Conflicts:
+    """`model.add_tokens` goes with `adapter.kind` none where all weights are trained, the embeddings too."""
+    adapter = recipe.adapter
+    narrowed = adapter.targets != "all-linear" or adapter.exclude or adapter.layers != "all"
+    if recipe.model.add_tokens and trains_all(adapter) and narrowed:
+        reason = "adapter.kind none trains the chosen modules alone here, and no row of the embeddings"
+        yield ("model", "add_tokens"), reason, "Train all modules, or write another adapter.kind, such as lora."
+
+
 @reads("output.dir")
 def output_names_no_variable(recipe: Recipe, written: Written) -> Conflicts:
     """`output.dir` is a path as it stands: no variable of the environment is filled in."""

@@ -85,6 +85,9 @@ class Model(Section):
     chat_template: ChatTemplateRef | None = None
     """Used instead of the tokenizer's own chat template: one of lorakit's by its name (docs/chat-templates.md), or a \
 `.jinja` file. A word without a dot or a slash is a name."""
+    add_tokens: list[NotEmpty] = []
+    """Texts that become one token each, which the vocabulary lacks, such as ['<|im_start|>', '<|im_end|>']. The \
+embeddings get a row for each, and of the embeddings these rows alone are trained (docs/chat-templates.md)."""
     template_variables: dict[NotEmpty, TemplateValue] = {}
     """Variables that the chat template reads -> their values, such as {enable_thinking: false}, for training and \
 evaluation alike."""

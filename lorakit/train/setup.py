@@ -14,6 +14,7 @@ from peft.tuners.lora.layer import LoraLayer
 from lorakit.amounts import percent
 from lorakit.data.batches import collate, run_batches
 from lorakit.distributed.processes import together
+from lorakit.errors import UserError
 from lorakit.model import load
 from lorakit.model.adapters import InitContext, RankScheduler
 from lorakit.model.adapters.weight_init import signal_to_noise_ratios
@@ -22,9 +23,10 @@ from lorakit.model.fused_lora import describe_unfused
 from lorakit.model.loss import causal_of
 from lorakit.model.peft_adapter import attach_adapter, continue_adapter, count_parameters, rebuild_adapter
 from lorakit.model.quantization_config import stored_quantization
+from lorakit.model.resolve import Base
 from lorakit.model.spec_from_meta import spec_from_meta
 from lorakit.model.targets import select_targets, trains_every_weight
-from lorakit.model.tokenizer import pad_token_id
+from lorakit.model.tokenizer import load_tokenizer, pad_token_id
 from lorakit.plan.model_info import read_model_info
 from lorakit.plan.trainable_params import count_parameters as count_planned
 from lorakit.prepare import Prepared
@@ -42,7 +44,7 @@ def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
     if isinstance(settings.layers, Spectrum) and not initial_adapter(settings):
         return None
     info = read_model_info(folder)
-    return count_planned((info and info.spec) or spec_from_meta(folder), settings)
+    return count_planned((info and info.spec) or spec_from_meta(folder), settings, len(prepared.base.new_rows))
 
 
 @dataclass(frozen=True)
@@ -111,20 +113,33 @@ def _attach(base: Any, prepared: Prepared, quantization: str, checkpoint: Path |
         return rebuild_adapter(base, adapter, None, checkpoint)
     if source := initial_adapter(adapter):
         _warn_of_other_weights(Path(source), prepared, quantization, progress)
-        return continue_adapter(base, adapter_folder(Path(source)), adapter.dropout)
+        _refuse_other_tokens(adapter_folder(Path(source)), prepared)
+        return continue_adapter(base, adapter_folder(Path(source)), adapter.dropout, prepared.base.new_rows)
     double = " double" if model.double_quant and model.quantization in ("q4", "nf4") else ""
     precision = f"{model.quantization}{double} {model.dtype}"
 
     def measure(modules: list[str]) -> dict[str, float]:
         return signal_to_noise_ratios(base, modules, prepared.base, precision, progress)
 
-    targets = select_targets(base, adapter, measure)
+    targets = select_targets(base, adapter, measure, prepared.base.new_rows)
     if checkpoint:
         return rebuild_adapter(base, adapter, targets, checkpoint)
     if not (trains_all(adapter) and trains_every_weight(adapter)):
         for note in targets.notes:
             progress.say(note)
     return attach_adapter(base, adapter, prepared.recipe.train.seed, targets, _init_context(prepared, progress))
+
+
+def _refuse_other_tokens(source: Path, prepared: Prepared) -> None:
+    """Refuse to train an adapter's rows of new tokens on as those of other tokens."""
+    rows = list(prepared.base.new_rows)
+    if not rows or not (source / "tokenizer_config.json").is_file():
+        return
+    trained = load_tokenizer(Base(str(source), source, ""), None).convert_ids_to_tokens(rows)
+    for row, before, now in zip(rows, trained, prepared.tokenizer.convert_ids_to_tokens(rows), strict=True):
+        if before not in (None, now):
+            reason = f"{source} trained row {row} of the embeddings as {before!r}, which is {now!r} here"
+            raise UserError(f"adapter.from: {reason}. Write model.add_tokens as the recipe of that training has it.")
 
 
 def _warn_of_other_weights(source: Path, prepared: Prepared, quantization: str, progress: Progress) -> None:

@@ -68,6 +68,7 @@ def _config(kind: str, settings: Any, targets: Any, **special: Any) -> Any:
         target_modules=targets.modules,
         modules_to_save=targets.whole or None,
         ensure_weight_tying=targets.tied,
+        trainable_token_indices=targets.tokens or None,
         task_type="CAUSAL_LM",
         **special,
     )

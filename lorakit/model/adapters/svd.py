@@ -88,6 +88,10 @@ class _FromOrthonormal(torch.autograd.Function):
         return (*(some @ a for a, some in pairs[: count // 2]), *(b @ some for b, some in pairs[count // 2 :]))
 
 
+TRAINED_BESIDE = ("modules_to_save", "ensure_weight_tying", "trainable_token_indices")
+"""Keys of PEFT's configurations for what is trained beside the low-rank matrices."""
+
+
 def svd_to_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The same function as one plain LoRA: its configuration, and its weights by their names in a PEFT adapter file.
 
@@ -112,7 +116,7 @@ def svd_to_lora(model: Any) -> tuple[LoraConfig, dict[str, Tensor]]:
         weights[f"{PREFIX}{module.path}.lora_B.weight"] = (module.b * module.e.T * scale).detach()[:, rows]
     largest = max(ranks.values())
     others = {path: rank for path, rank in ranks.items() if rank != largest}
-    names = ("lora_dropout", "modules_to_save", "ensure_weight_tying", "fan_in_fan_out", "task_type")
+    names = ("lora_dropout", "fan_in_fan_out", "task_type", *TRAINED_BESIDE)
     same = {name: getattr(trained, name) for name in names} | {"bias": "none", "inference_mode": True}
     patterns = {"rank_pattern": others, "alpha_pattern": dict(others), "target_modules": list(ranks)}
     config = LoraConfig(r=largest, lora_alpha=largest, **patterns, **same)

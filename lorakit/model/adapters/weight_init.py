@@ -112,6 +112,7 @@ def add_initial(model: Any) -> None:
     """Give a PEFT model a second adapter of the same shape, active and frozen."""
     config = copy.deepcopy(model.peft_config["default"])
     config.init_lora_weights, config.modules_to_save, config.modules_to_tie = False, None, None
+    config.trainable_token_indices = None
     config.lora_dropout = 0.0  # what is taken out of the base is taken out whole
     model.add_adapter(INITIAL, config)
     model.base_model.set_adapter(["default", INITIAL])

@@ -1,0 +1,39 @@
+"""The tokens of `model.add_tokens`: whether a vocabulary lacks them, and how its tokenizer gets them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lorakit.data.template_tokens import is_single_token
+from lorakit.errors import UserError
+
+
+def check_added_tokens(texts: Sequence[str], base: str, has_token: Callable[[str], bool]) -> None:
+    """A UserError where the vocabulary of `base` has one of the texts as a token (`has_token`)."""
+    if known := [text for text in texts if has_token(text)]:
+        named = ", ".join(map(repr, known))
+        reason = f"the vocabulary of {base} has {named} as {'one token' if len(known) == 1 else 'one token each'}"
+        raise UserError(f"model.add_tokens: {reason} already. Take {'it' if len(known) == 1 else 'them'} out.")
+
+
+def add_tokens(tokenizer: Any, texts: Sequence[str], base: str) -> dict[int, str]:
+    """Give a tokenizer of transformers tokens that its vocabulary lacks, and return them by their ids. Those that its
+    chat template writes are special: decoding leaves them out of an answer. UserError where it has one already, or does
+    not read one of them as a token of its own."""
+    from tokenizers import AddedToken
+
+    check_added_tokens(texts, base, lambda text: is_single_token(tokenizer, text))
+    vocabulary = tokenizer.get_vocab()
+    if taken := next((text for text in texts if text in vocabulary), None):
+        reason = f"the vocabulary of {base} has an entry {taken!r} (token id {vocabulary[taken]})"
+        raise UserError(f"model.add_tokens: {reason}, which its tokenizer does not make of that text. Write another.")
+    own = tokenizer.chat_template or ""
+    template = "\n".join(own.values()) if isinstance(own, dict) else own
+    for special in (True, False):
+        some = [text for text in texts if (text in template) is special]
+        tokens = [AddedToken(text, special=special, normalized=False) for text in some]
+        tokenizer.add_tokens(tokens, special_tokens=special)
+    if unread := [text for text in texts if not is_single_token(tokenizer, text)]:
+        made = tokenizer.convert_ids_to_tokens(tokenizer(unread[0], add_special_tokens=False)["input_ids"])
+        reason = f"the tokenizer of {base} reads {unread[0]!r} as {' '.join(map(repr, made))}, not as one token"
+        raise UserError(f"model.add_tokens: {reason}. Write another text.")
+    return {tokenizer.convert_tokens_to_ids(text): text for text in texts}

@@ -1,0 +1,185 @@
+"""Promises of `model.add_tokens`: the embeddings grow, the new rows alone are trained, and all that reads the result
+reads them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import TINY_LLAMA, rows_of
+from eval_runs import make_run
+from peft import PeftModel
+from runs_of_tests import adapter_weights, run_recipe
+from safetensors.torch import load_file
+from test_adapter_training import stop_after
+from test_loss import FAMILIES, batch, tiny
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from lorakit.errors import Interrupted
+from lorakit.model.fused_lora import fused_lora
+from lorakit.model.loss import supervised_loss
+from lorakit.model.peft_adapter import attach_adapter
+from lorakit.model.targets import select_targets
+from lorakit.recipe.schema import Adapter
+
+CHAT = ["<|im_start|>", "<|im_end|>"]
+KINDS = {"tied, grows": (True, 0), "untied, grows": (False, 0), "tied, one free": (True, 1), "untied, free": (False, 8)}
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer():
+    """A byte-level BPE tokenizer without a chat template and its tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    texts = [message["content"] for row in rows_of(200) for message in row["messages"]]
+    raw.train_from_iterator([*texts, "system user assistant"], trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>")
+
+
+def write_base(folder: Path, tokenizer, tied: bool, free: int) -> Path:
+    """A random Llama with `free` rows more than tokens."""
+    torch.manual_seed(7)
+    sizes = {"vocab_size": len(tokenizer) + free, "eos_token_id": 0, "bos_token_id": None, **TINY_LLAMA}
+    LlamaForCausalLM(LlamaConfig(tie_word_embeddings=tied, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request, tmp_path_factory, plain_tokenizer):
+    """A base of each kind, and a run on it with ChatML's tokens."""
+    folder = tmp_path_factory.mktemp("tokens")
+    base = write_base(folder / "base", plain_tokenizer, *KINDS[request.param])
+    return base, make_run(folder, base, model={"base": str(base), "chat_template": "chatml", "add_tokens": CHAT})
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("shared", [2, 14], ids=["apart", "shared-beginning"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_of_new_rows_are_those_of_plain_peft(family, tied, shared):
+    model, rows = tiny(family, tie_word_embeddings=tied), batch(shared)
+    new = [int(rows["input_ids"][0, 2]), int(rows["labels"][1, 17]), 96]
+    adapted = attach_adapter(model, Adapter(rank=2), 0, select_targets(model, Adapter(rank=2), new_rows=new)).eval()
+    with torch.no_grad():
+        for part in adapted.parameters():
+            if part.requires_grad:
+                part.add_(torch.randn(part.shape), alpha=0.05)
+    with fused_lora(adapted):
+        total, _ = supervised_loss(adapted, **rows)
+        total.backward()
+    ours = gradients(adapted)
+    logits = adapted(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, :-1]
+    own = cross_entropy(logits.flatten(0, 1), rows["labels"][:, 1:].flatten(), reduction="sum")
+    own.backward()
+    theirs = gradients(adapted)
+    assert sum("trainable_tokens_delta" in name for name in theirs) == (1 if tied else 2)
+    assert total.item() == pytest.approx(own.item(), rel=1e-5)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def plain_peft_model(base: Path, adapter: Path):
+    """The adapter on its base by transformers and PEFT alone, and the tokenizer beside it."""
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
+
+
+def logits_of(model, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def test_new_rows_alone_are_trained_and_old_ones_stay(trained):
+    base, run = trained
+    model, tokenizer = plain_peft_model(base, run.adapter)
+    tokens = adapter_weights(run)
+    deltas = {name: value for name, value in tokens.items() if "trainable_tokens_delta" in name}
+    tied = model.config.tie_word_embeddings
+    assert len(deltas) == (1 if tied else 2) and {value.shape for value in deltas.values()} == {(2, 32)}
+    assert all(".lora_" in name for name in tokens.keys() - deltas.keys())
+    ids = tokenizer.convert_tokens_to_ids(CHAT)
+    assert [tokenizer(text)["input_ids"] for text in CHAT] == [[one] for one in ids]
+    before = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    for delta in deltas.values():
+        assert not torch.equal(delta[0], delta[1])  # both began as the mean of all rows
+    rows = model.get_input_embeddings().weight
+    old = [row for row in range(len(before)) if row not in ids]
+    assert torch.equal(rows[old], before[old]) and len(rows) == max(len(before), max(ids) + 1)
+
+
+def test_peft_alone_answers_as_the_proved_merge(trained, lorakit):
+    base, run = trained
+    code, _, err = lorakit("merge", run.folder)
+    assert code == 0, err
+    assert lorakit("merge", run.folder, "--verify", run.merged)[0] == 0
+    model, tokenizer = plain_peft_model(base, run.adapter)
+    merged = AutoModelForCausalLM.from_pretrained(run.merged, dtype=torch.float32).eval()
+    assert merged.config.tie_word_embeddings == model.config.tie_word_embeddings
+    ids = tokenizer(f"{CHAT[0]}user\nTell me{CHAT[1]}\n{CHAT[0]}assistant\n", return_tensors="pt")["input_ids"]
+    expected = logits_of(model, ids)
+    torch.testing.assert_close(logits_of(merged, ids), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    end = tokenizer.convert_tokens_to_ids(CHAT[1])
+    assert end in merged.generation_config.eos_token_id
+    assert AutoTokenizer.from_pretrained(run.merged)(CHAT[1])["input_ids"] == [end]
+
+
+def losses_in(out: str) -> dict[str, float]:
+    return {name: model["scores"]["loss"]["value"] for name, model in json.loads(out)["models"].items()}
+
+
+def test_the_end_of_turn_stops_answers_and_is_left_out_of_them(trained, lorakit_eval):
+    _, run = trained
+    manifest = json.loads(run.manifest.read_text())
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    end = tokenizer.convert_tokens_to_ids(CHAT[1])
+    assert end in manifest["stop_token_ids"] and tokenizer.decode([end], skip_special_tokens=True) == ""
+    code, out, err = lorakit_eval(run.folder, "--json")
+    assert code == 0, err
+    losses = losses_in(out)
+    assert losses["adapter"] < losses["base"]
+
+
+def test_an_adapter_alone_is_scored_and_merged_on_its_plain_base(trained, tmp_path, lorakit, lorakit_eval):
+    _, run = trained
+    (tmp_path / "adapter").mkdir()
+    for file in run.adapter.iterdir():
+        if file.name != "base.json":
+            (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
+    rows = run.folder.parent / "eval.jsonl"
+    code, out, err = lorakit_eval(run.folder, tmp_path / "adapter", "base", "--json")
+    assert code == 0, err
+    one, other, _ = losses_in(out).values()
+    assert one == pytest.approx(other, rel=1e-6)
+    code, _, err = lorakit("merge", tmp_path / "adapter", "--data", rows, "--output", tmp_path / "merged")
+    assert code == 0, err
+
+
+def test_resume_equals_uninterrupted_with_new_tokens(recipe_file, tmp_path, monkeypatch, plain_tokenizer):
+    base = write_base(tmp_path / "base", plain_tokenizer, False, 1)
+    path = recipe_file(model={"base": str(base), "chat_template": "chatml", "add_tokens": CHAT})
+    straight, _ = run_recipe(path, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            run_recipe(path, tmp_path / "stopped")
+    again, _ = run_recipe(path, tmp_path / "stopped", resume=True)
+    one, other = adapter_weights(straight), adapter_weights(again)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
