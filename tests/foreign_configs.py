@@ -132,13 +132,18 @@ AXOLOTL_CASES = {
     ),
     "what has no counterpart": Case(
         "rl: dpo\nneftune_noise_alpha: 5\ntrust_remote_code: true\nlr_scheduler: rex\noptimizer: muon\n"
-        "adam_beta2: 0.95\nchat_template: metharme\nval_set_size: 100\nplugins: [my.plugin]\ntokens: [<x>]\n"
+        "adam_beta2: 0.95\nchat_template: metharme\nval_set_size: 100\nplugins: [my.plugin]\n"
         "sequence_len_: 3\n",
         {},
         (
             *("optimizer", "rl", "neftune_noise_alpha", "trust_remote_code", "lr_scheduler", "adam_beta2"),
-            *("chat_template", "val_set_size", "plugins", "tokens", "sequence_len_"),
+            *("chat_template", "val_set_size", "plugins", "sequence_len_"),
         ),
+    ),
+    "tokens that the vocabulary lacks": Case(
+        "tokens: ['<|im_start|>', '<|im_end|>', <x>]\nspecial_tokens:\n  eos_token: <|im_end|>\n"
+        "chat_template: chatml\n",
+        {"model.add_tokens": ["<|im_start|>", "<|im_end|>", "<x>"], "model.chat_template": "chatml"},
     ),
     "trackers, secrets and switches that are off": Case(
         "wandb_project: p\nhub_model_id: me/x\nhf_use_auth_token: true\ncomet_api_key: abcdef\nneftune_noise_alpha:\n"
@@ -243,6 +248,10 @@ LLAMA_FACTORY_CASES = {
     "every token, a share held out": Case(
         "train_on_prompt: true\nval_size: 0.1\neval_strategy: epoch\nsave_strategy: epoch\nmax_steps: -1\n",
         {"data.train_on": "all", "data.eval": 0.1, "train.eval_every": 0.333333, "train.save_every": 0.333333},
+    ),
+    "tokens that the vocabulary lacks": Case(
+        "add_tokens: <a>,<b>\nadd_special_tokens: <|im_end|>\nresize_vocab: true\n",
+        {"model.add_tokens": ["<a>", "<b>", "<|im_end|>"]},
     ),
     "preferences": Case("dataset: pairs\nstage: dpo\npref_beta: 0.3\n", {}, ("stage", "dataset", "pref_beta")),
     "pictures": Case("dataset: pictures\n", {}, ("dataset",)),

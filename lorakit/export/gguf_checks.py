@@ -20,6 +20,10 @@ def check_tokenizer(source: ExportSource, path: Path, written: GgufFile) -> tupl
         detail += f"; the first other one: {differing[0]}" if differing else ""
         # Some pre-tokenizers of llama.cpp are approximations, wrong for rare stretches of text.
         checks.append(Check("tokens", not differing, detail, fatal=2 * len(differing) > len(texts)))
+        if source.added_tokens:
+            unread = describe_differences(source.tokenizer, model, source.added_tokens)
+            detail = unread[0] if unread else ", ".join(source.added_tokens)
+            checks.append(Check("added tokens", not unread, detail))
         missed = missed_stops(model, source.stop_ids)
         words = ", ".join(map(str, source.tokenizer.convert_ids_to_tokens(missed or list(source.stop_ids))))
         checks.append(Check("stop tokens", not missed, f"llama.cpp does not stop at {words}" if missed else words))

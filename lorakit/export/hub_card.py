@@ -21,6 +21,7 @@ from lorakit.export.hub_scores import describe_scores
 from lorakit.export.private_text import redact
 from lorakit.export.source import Check, ExportSource
 from lorakit.model.model_card import REPOSITORY, hub_id, quantization_argument
+from lorakit.model.new_rows import grown_to
 from lorakit.model.resolve import BUNDLED_MODELS
 from lorakit.recipe.adapter_kind import adapter_spec, effective_model
 from lorakit.recipe.load import load
@@ -96,7 +97,7 @@ def write_card(subject: CardSubject, adapter: dict[str, Any], checks: tuple[Chec
     }
     text = "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections.items() if body)
     front = card_data(subject, adapter).to_yaml()
-    return redact(f"---\n{front}\n---\n\n# {source.name}\n\n{text}\n", source.folder, source.base.folder, Path.cwd())
+    return redact(f"---\n{front}\n---\n\n# {source.name}\n\n{text}\n", source.folder, source.base.source, Path.cwd())
 
 
 def card_data(subject: CardSubject, adapter: dict[str, Any]) -> ModelCardData:
@@ -129,7 +130,7 @@ def _license(subject: CardSubject) -> dict[str, str]:
     """The base's licence, by its own card or by the package that it came from; nothing is guessed."""
     if subject.base and (bundle := BUNDLED_MODELS.get(subject.base[0])):
         return {"license": bundle.license.lower()}
-    folder = subject.source.base.folder
+    folder = subject.source.base.source
     for card in (folder / "README.md",) if folder.resolve() != subject.source.folder.resolve() else ():
         try:
             data = ModelCard.load(card).data.to_dict() if card.is_file() else {}
@@ -218,6 +219,8 @@ def loading_code(subject: CardSubject, adapter: dict[str, Any]) -> str:
             arguments.append(quantization)
         hint = "" if subject.base_id else "  # the base model: its id or folder"
         lines += [f"base = AutoModelForCausalLM.from_pretrained({', '.join(arguments)}){hint}"]
+        if rows := grown_to(source.base):
+            lines += [f"base.resize_token_embeddings({rows})"]
         lines += ["model = PeftModel.from_pretrained(base, repository)"]
     else:
         lines += ["model = AutoModelForCausalLM.from_pretrained(repository)"]

@@ -109,7 +109,7 @@ def check_private(subject: CardSubject, folder: Path) -> Check:
     """Whether any file holds a token, a key or a path of this machine."""
     source, names = subject.source, files_in(folder)
     secrets = find_secrets(folder, names)
-    local = (source.folder, source.base.folder, Path.cwd())
+    local = (source.folder, source.base.source, Path.cwd())
     paths = [f"{name}: a path of this machine" for name in find_paths(folder, names, *local)]
     if not secrets and not paths:
         return Check("private texts", True, "no token, key or path of this machine")

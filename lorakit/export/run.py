@@ -71,7 +71,7 @@ def _refuse_place(source: ExportSource, root: Path) -> None:
     place, run = root.resolve(), Run(source.folder)
     parts = [part for part in run.results() if part != run.exports] if run.holds_results() else [source.folder]
     own = default_root(source.folder).resolve()
-    for part in (*parts, source.base.folder, *([source.adapter] if source.adapter else [])):
+    for part in (*parts, source.base.source, *([source.adapter] if source.adapter else [])):
         if place.is_relative_to(part.resolve()) and not place.is_relative_to(own):
             raise UserError(f"--output {root}: lies in {part}, which is exported. Choose another.")
 
@@ -84,7 +84,7 @@ def default_root(folder: Path) -> Path:
 
 
 def _export(source: ExportSource, target: ExportTarget, folder: Path, progress: Progress) -> ExportResult:
-    refuse_overwriting_inputs(folder, source.base.folder, source.folder, *([source.adapter] if source.adapter else []))
+    refuse_overwriting_inputs(folder, source.base.source, source.folder, *([source.adapter] if source.adapter else []))
     with output_draft(folder) as draft:
         written: Export = target.spec.function(source, target.argument, draft, progress)
         broken = [check for check in written.checks if not check.holds]

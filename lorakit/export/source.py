@@ -74,6 +74,12 @@ class ExportSource:
         some = rows[:: max(1, len(rows) // _TEXTS)][:_TEXTS]
         return [self.tokenizer.decode(row["input_ids"], skip_special_tokens=False) for row in some]
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """The texts that the training made tokens of (`model.add_tokens`)."""
+        tokens = self.tokenizer.convert_ids_to_tokens(list(self.base.new_rows))
+        return [token for token in tokens if token is not None]
+
 
 def refuse_unproved(folder: Path, adapter: Path | None) -> None:
     """Refuse a merge that was not proved, or that is of another adapter than the one that is exported."""

@@ -101,7 +101,7 @@ def combine_runs(
         document = COMBINED if into_base is None else MERGED
         stack.enter_context(opened_by_first(lambda: claim_output(output, overwrite, document)))
         opened = [reopen_run(run.folder, progress, base) for run in runs]
-        folders = [folder for run, prepared in opened for folder in (run.folder, prepared.base.folder)]
+        folders = [folder for run, prepared in opened for folder in (run.folder, prepared.base.source)]
         refuse_overwriting_inputs(output, *folders)
         name = output.absolute().name
         if into_base is None:

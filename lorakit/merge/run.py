@@ -96,7 +96,7 @@ def merge(
     a quantized base, dequantized as its quantizer does. `original` adds it to the weights as they are in the base's
     files. All is added in float32 and rounded once, to the type in which each tensor is stored or to `dtype`.
     """
-    refuse_overwriting_inputs(output, given.base.folder, given.folder, given.adapter, *given.files)
+    refuse_overwriting_inputs(output, given.base.source, given.folder, given.adapter, *given.files)
     if dtype is None and stored_quantization(given.base.folder):
         dtype = stored_dtype(given.base)
     with (

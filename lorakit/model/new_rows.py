@@ -85,6 +85,14 @@ def with_rows_of(adapter: Path, base: Base) -> Base:
     return _with_rows(base, model, rows, [row for row in vocabulary.values() if row < own], facts, write)
 
 
+def grown_to(base: Base) -> int | None:
+    """How many rows the embeddings of a base with new tokens have, where those of the model itself are fewer."""
+    if base.new is None:
+        return None
+    rows, own = (_rows_of(meta_model(folder)) for folder in (base.folder, base.source))
+    return rows if rows > own else None
+
+
 def _rows_in(adapter: Path, model: Any) -> dict[str, set[int]]:
     """Which rows an adapter brings of each of the model's weights that have a row for each token."""
     indices, tensors, rows = _token_indices(adapter), _tensors(adapter), {}
@@ -214,7 +222,7 @@ def _add_to_files(folder: Path, added: Mapping[int, dict[str, Any]]) -> None:
         content["added_tokens"] = sorted([*content.get("added_tokens", []), *entries], key=lambda one: one["id"])
         file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     config = read_json(folder / "tokenizer_config.json")
-    if not files or "added_tokens_decoder" in config:
+    if not files or "added_tokens_decoder" in config or any(folder.glob("*.model")):  # llama.cpp goes by the .model
         entries_by_id = {str(number): entry for number, entry in added.items()}
         config["added_tokens_decoder"] = {**(config.get("added_tokens_decoder") or {}), **entries_by_id}
         write_json(folder / "tokenizer_config.json", config)

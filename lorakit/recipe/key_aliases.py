@@ -28,6 +28,7 @@ _KEYS: dict[tuple[str, str], str] = {
         attn_implementation xformers_attention s2_attention""",
     ("model.chat_template", ""): "prompt_template prompt_style chat_template_jinja template",
     ("data.format", "It takes {template: {user: ..., assistant: ...}}"): "data.template",
+    ("model.add_tokens", ""): "tokens add_special_tokens new_special_tokens added_tokens extra_tokens",
     ("model.template_variables", "It takes {enable_thinking: false}"): "chat_template_kwargs enable_thinking",
     ("adapter.kind", ""): """
         adapter_type peft_type finetuning_type fine_tune_type finetune_type peft_method adapter.type adapter.method
@@ -176,9 +177,9 @@ _NO_COUNTERPART: dict[str, str] = {
         plugins lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth tf32 cut_cross_entropy""",
     "it trains on answers (supervised fine-tuning) and nothing else": """
         stage rl do_train do_eval do_predict pref_beta pref_loss dpo_beta beta reward_model trl reward_funcs""",
-    "it takes the base's tokenizer as it is; adapter.train_modules trains embeddings and head": """
-        special_tokens tokens added_tokens_overrides resize_vocab tokenizer tokenizer_type tokenizer_config
-        use_fast_tokenizer tokenizer_name_or_path tokenizer_name new_special_tokens eot_tokens pad_token eos_token
+    "it takes the base's tokenizer, with what model.add_tokens adds; adapter.train_modules trains whole embeddings": """
+        special_tokens added_tokens_overrides resize_vocab tokenizer tokenizer_type tokenizer_config
+        use_fast_tokenizer tokenizer_name_or_path tokenizer_name eot_tokens pad_token eos_token
         bos_token unk_token add_eos_token add_bos_token padding_side pad_to_multiple_of""",
     "the base's config.json says it": "model_type type_of_model model_config config_name rope_scaling rope_theta",
     "it runs no code of a model's folder": "trust_remote_code trust_remote_code_model allow_remote_code",

@@ -20,6 +20,7 @@ from lorakit.hardware.allocator import allocator_settings
 from lorakit.model.companion_files import write_tokenizer, write_trained_model
 from lorakit.model.load import DTYPES, stored_dtype
 from lorakit.model.model_card import quantization_argument
+from lorakit.model.new_rows import grown_to
 from lorakit.model.peft_adapter import save_adapter
 from lorakit.model.resolve import Base
 from lorakit.model.tokenizer import stop_token_ids
@@ -70,7 +71,8 @@ _ADAPTER_USE = """\
 from peft import PeftModel
 from transformers import {imports}
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"{load}), "adapter")
+base = AutoModelForCausalLM.from_pretrained("{base}"{load}){grow}
+model = PeftModel.from_pretrained(base, "adapter")
 tokenizer = AutoTokenizer.from_pretrained("adapter")"""
 _MODEL_USE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -219,13 +221,13 @@ def save_result(
         with atomic_dir(run.model) as draft:
             model.config = state.config
             write_trained_model(model, weights, prepared.base.folder, prepared.tokenizer, prepared.stop_ids, draft)
-            _write_card(draft, recipe, manifest)
+            _write_card(draft, recipe, manifest, prepared.base)
         files = [*run.model.glob("*.safetensors"), run.model / "config.json"]
         return {"model_sha256": {path.name: sha256_of(path) for path in sorted(files)}, "files": files_in(run.model)}
     with atomic_dir(run.adapter) as draft:
         save_adapter(model, draft)
         write_tokenizer(prepared.base.folder, prepared.tokenizer, draft)
-        _write_card(draft, recipe, manifest)
+        _write_card(draft, recipe, manifest, prepared.base)
         _write_base(draft, manifest)
     return {
         "files": files_in(run.adapter),
@@ -241,10 +243,10 @@ def _write_base(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / BASE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
+def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any], base: Base) -> None:
     """The README.md of an adapter, or of a model trained whole."""
     adapter, model, counts = recipe.adapter, effective_model(recipe), manifest["parameters"]
-    rows, loss = manifest["data"]["train"], manifest["result"]["eval_loss"]
+    examples, loss = manifest["data"]["train"], manifest["result"]["eval_loss"]
     kind, source = adapter_spec(adapter).name, initial_adapter(adapter)
     if trains_all(adapter):
         what, use = "All weights of" if counts["trainable"] == counts["total"] else "Weights of", _MODEL_USE
@@ -260,7 +262,9 @@ def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
         quantization = quantization_argument(model)
         imports = "AutoModelForCausalLM, AutoTokenizer" + (", BitsAndBytesConfig" if quantization else "")
         load = revision + (f", {quantization}" if quantization else "")
-        use = _ADAPTER_USE.format(base=model.base, load=load, imports=imports)
+        rows = grown_to(base)
+        grow = f"\nbase.resize_token_embeddings({rows})  # with {', '.join(model.add_tokens)}" if rows else ""
+        use = _ADAPTER_USE.format(base=model.base, load=load, imports=imports, grow=grow)
     variables = f", with the variables `{json.dumps(model.template_variables)}`" if model.template_variables else ""
     day = [f"with the date {model.template_date}"] if model.template_date else []
     text = _CARD.format(
@@ -268,7 +272,7 @@ def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
         model=model,
         name=recipe.name,
         train=recipe.train,
-        rows=rows,
+        rows=examples,
         version=manifest["versions"].get("lorakit", ""),
         library="transformers" if trains_all(adapter) else "peft",
         tags="lorakit" if trains_all(adapter) else "lora, lorakit",
@@ -276,7 +280,7 @@ def _write_card(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
         trained=trained,
         use=use,
         eval_loss="no held-out rows" if loss is None else f"{loss:.4f} (step {manifest['result']['best_step']})",
-        stops=", ".join(f"`{token}`" for token in rows["stop_tokens"]),
-        prompts="; ".join([f"the chat template's{variables}", *day, *rows.get("notes", {})]),
+        stops=", ".join(f"`{token}`" for token in examples["stop_tokens"]),
+        prompts="; ".join([f"the chat template's{variables}", *day, *examples.get("notes", {})]),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

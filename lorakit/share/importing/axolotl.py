@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from lorakit.recipe.chat_templates import CHAT_TEMPLATES, is_named
 from lorakit.share.importing import training
 from lorakit.share.importing.axolotl_data import import_datasets
 from lorakit.share.importing.axolotl_keys import KEYS as KEYS
 from lorakit.share.importing.base_model import (
+    added_tokens,
     base_model,
     default_targets,
     lora_kind,
@@ -280,7 +282,9 @@ def settle_rest(c: Conversion) -> None:
     plugins = c.value("plugins")
     if plugins and all(str(plugin) in _SPEED_PLUGINS.split() for plugin in _list(plugins)):
         c.ignore("plugins", "kernels for speed, or scores after training: the result is the same")
-    own = own_special_tokens(c)
+    own, template = own_special_tokens(c), str(c.recipe.get("model.chat_template"))
+    if isinstance(c.value("tokens"), list):
+        added_tokens(c, {"tokens": _list(c.value("tokens"))})
     for key in ("special_tokens", "tokens"):  # `tokens` was a mapping in earlier versions
         special = c.value(key)
         for name, token in special.items() if isinstance(special, dict) else ():
@@ -288,3 +292,5 @@ def settle_rest(c: Conversion) -> None:
                 c.ignore(f"{key}.pad_token", "padding is never trained on nor seen")
             elif token is not None and own.get(name) == token:
                 c.account(f"{key}.{name}", "same", reason="it is the base's own")
+            elif name == "eos_token" and is_named(template) and token == CHAT_TEMPLATES[template].end_of_turn:
+                c.account(f"{key}.{name}", "same", reason=f"{template} ends turns with it, and answers end there")

@@ -98,7 +98,7 @@ _REFUSED = (
         "trust_remote_code",
     ),
     (
-        "lorakit takes the base's tokenizer as it is",
+        "lorakit takes the base's tokenizer as it is, but for tokens that model.add_tokens adds",
         "Remove it where the base has these already, or import with --partial.",
         """
         tokens added_tokens_overrides special_tokens resize_token_embeddings_to_32x shrink_embeddings

@@ -1,9 +1,11 @@
 """The base model of a config: its reference, family and quantization, and whether a template by name is its own."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorakit.plan.model_info import find_config
+from lorakit.data.template_tokens import tokens_in
+from lorakit.plan.model_info import find_config, find_model_folder
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.paths import local_path, remote_reason
 
@@ -57,6 +59,22 @@ def own_special_tokens(c: Conversion) -> dict[str, str]:
     """The special tokens that the base has by itself, where its name tells them."""
     name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
     return next((tokens for pattern, tokens in _SPECIAL_TOKENS if re.search(pattern, name)), {})
+
+
+def added_tokens(c: Conversion, keys: Mapping[str, Sequence[str]]) -> None:
+    """Texts that the tool adds to the vocabulary, by its keys. Those that the base has already are left out, as the
+    tools do, where it is here."""
+    folder = find_model_folder(str(c.recipe.get("model.base", "")), str(c.recipe.get("model.revision", "main")))
+    has_token = (tokens_in(folder) if folder else None) or (lambda text: False)
+    new = list(dict.fromkeys(text for texts in keys.values() for text in texts if text and not has_token(text)))
+    for key, texts in keys.items():
+        if known := [text for text in texts if has_token(text)]:
+            c.account(key, "without effect", reason=f"the base's vocabulary has {', '.join(known)} already")
+    if new:
+        by_us = [key for key, texts in keys.items() if {*texts} & {*new}]
+        whole = "adapter.train_modules" in c.recipe
+        note = "" if whole else "of the embeddings the rows of new tokens alone are trained"
+        c.map("model.add_tokens", new, by_us, note)
 
 
 def base_model(c: Conversion, key: str, revision: str = "") -> None:

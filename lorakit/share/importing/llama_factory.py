@@ -3,7 +3,7 @@
 from typing import Any
 
 from lorakit.share.importing import training
-from lorakit.share.importing.base_model import base_model, lora_kind
+from lorakit.share.importing.base_model import added_tokens, base_model, lora_kind
 from lorakit.share.importing.chat_templates import chat_template
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import write_training
@@ -28,6 +28,7 @@ def convert(c: Conversion) -> None:
     _stage(c)
     _precision(c)
     _adapter(c)
+    _tokens(c)
     c.map("data.max_length", c.whole("cutoff_len", 2048), "cutoff_len")
     note = "lorakit keeps the turns that fit whole; LLaMA-Factory cuts prompt and answer in proportion"
     c.map("data.overlong", "truncate", note=note)
@@ -141,6 +142,12 @@ def _adapter(c: Conversion) -> None:
         c.ignore("loraplus_lr_ratio", "B learns as A does")
 
 
+def _tokens(c: Conversion) -> None:
+    keys = ("add_tokens", "add_special_tokens", "new_special_tokens")
+    added_tokens(c, {key: _names(c.value(key)) for key in keys if c.has(key)})
+    c.ignore("resize_vocab", "the embeddings grow by what model.add_tokens needs")
+
+
 def _names(value: Any) -> list[str]:
     names = value if isinstance(value, list) else str(value).split(",")
     return [str(name).strip() for name in names if str(name).strip()]
@@ -245,7 +252,7 @@ _REFUSED = (
         "lorakit takes the base's tokenizer and config as they are",
         _PARTIAL,
         """
-        resize_vocab split_special_tokens add_tokens add_special_tokens new_special_tokens new_special_tokens_config
+        split_special_tokens new_special_tokens_config
         init_special_tokens=noise_init rope_scaling shift_attn mixture_of_depths train_from_scratch adapter_folder""",
     ),
     (
@@ -280,6 +287,7 @@ KEYS: dict[str, Any] = {
         model_name_or_path model_revision adapter_name_or_path stage finetuning_type lora_rank lora_alpha
         lora_dropout lora_target additional_target loraplus_lr_ratio use_rslora use_dora pissa_init pissa_iter
         pissa_convert quantization_bit quantization_method quantization_type double_quantization flash_attn
+        add_tokens add_special_tokens new_special_tokens resize_vocab
         pure_bf16 template dataset eval_dataset dataset_dir cutoff_len train_on_prompt mask_history max_samples
         val_size packing neat_packing default_system disable_gradient_checkpointing early_stopping_steps
         warmup_ratio evaluation_strategy""",
