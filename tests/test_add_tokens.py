@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers
 from conftest import TINY_LLAMA, rows_of
+from distributed_runs import train_on
 from eval_runs import make_run
 from peft import PeftModel
 from runs_of_tests import adapter_weights, run_recipe
 from safetensors.torch import load_file
 from test_adapter_training import stop_after
+from test_data_parallel import STEPS, assert_same_training
 from test_loss import FAMILIES, batch, tiny
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -183,3 +185,18 @@ def test_resume_equals_uninterrupted_with_new_tokens(recipe_file, tmp_path, monk
     again, _ = run_recipe(path, tmp_path / "stopped", resume=True)
     one, other = adapter_weights(straight), adapter_weights(again)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("sharding", ["none", "fsdp", "zero-2", "zero-3"])
+def test_two_processes_train_the_new_rows_as_one_does(sharding, tied, recipe_file, tmp_path, plain_tokenizer):
+    if sharding.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    base = write_base(tmp_path / "base", plain_tokenizer, tied, 1)
+    path = recipe_file(
+        model={"base": str(base), "chat_template": "chatml", "add_tokens": CHAT}, train={**STEPS, "batch_size": 5}
+    )
+    one, _ = run_recipe(path, tmp_path / "one")
+    several, _ = train_on(2, path, tmp_path / "several", f"train.sharding={sharding}")
+    assert_same_training(one, several)

@@ -23,8 +23,8 @@ def add_tokens(tokenizer: Any, texts: Sequence[str], base: str) -> dict[int, str
 
     check_added_tokens(texts, base, lambda text: is_single_token(tokenizer, text))
     vocabulary = tokenizer.get_vocab()
-    if taken := next((text for text in texts if text in vocabulary), None):
-        reason = f"the vocabulary of {base} has an entry {taken!r} (token id {vocabulary[taken]})"
+    if entry := next((text for text in texts if text in vocabulary), None):
+        reason = f"the vocabulary of {base} has an entry {entry!r} (token id {vocabulary[entry]})"
         raise UserError(f"model.add_tokens: {reason}, which its tokenizer does not make of that text. Write another.")
     own = tokenizer.chat_template or ""
     template = "\n".join(own.values()) if isinstance(own, dict) else own

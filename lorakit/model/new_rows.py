@@ -64,11 +64,11 @@ def with_rows_of(adapter: Path, base: Base) -> Base:
     if not (_token_indices(adapter) or any(".lora_" not in name for name in _tensors(adapter))):
         return base
     model = meta_model(base.folder)
-    own, brought = _rows_of(model), _rows_in(adapter, model)
-    total = max((max(rows) + 1 for rows in brought.values() if rows), default=0)
+    own, by_end = _rows_of(model), _rows_in(adapter, model)
+    total = max((max(rows) + 1 for rows in by_end.values() if rows), default=0)
     if total <= own:
         return base
-    for path, some in brought.items():
+    for path, some in by_end.items():
         if gap := next((row for row in range(own, total) if row not in some), None):
             reason = f"was trained on embeddings of {total:,} rows or more, and has no row {gap} of {path}"
             remedy = "Merge it with PEFT, on the model that it was trained on."
