@@ -193,7 +193,7 @@ def test_a_decimal_comma_in_braces_is_told_as_one(tmp_path):
         ("strict: false", "lorakit has nothing for it: it checks recipe, rows, loss and merge without being asked."),
         ("wandb_project: x", "lorakit has nothing for it: it writes every logged step into log.jsonl"),
         ("deepspeed: x.json", "Did you mean train.sharding: zero-3? zero-2 and zero-3 are DeepSpeed's"),
-        ("tokens: [a]", "lorakit has nothing for it: it takes the base's tokenizer"),
+        ("tokens: [a]", "Did you mean model.add_tokens?"),
         ("iters: 100", "Did you mean train.steps?"),
         ("mask_prompt: true", "Did you mean data.train_on?"),
         ("load_in_8bit: false", "Remove the line: this is off unless model.quantization: q8 is written."),

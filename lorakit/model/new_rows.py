@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -148,11 +149,15 @@ def _grown_config(base: Base, model: Any, rows: int) -> dict[str, Any]:
     holders = [one for one in sections if isinstance(one, dict) and is_size(one.get("vocab_size"))] or [config]
     for holder in holders:
         holder["vocab_size"] = rows
-    grown = meta_model(config)
+    with TemporaryDirectory() as folder:  # transformers reads some values of the file otherwise than of a mapping
+        write_json(Path(folder) / "config.json", config)
+        grown = meta_model(Path(folder))
     shapes = [{path: tuple(value.shape) for path, value in one.state_dict().items()} for one in (model, grown)]
     changed = {path for path in shapes[0] if shapes[0][path] != shapes[1].get(path)}
-    if _rows_of(grown) != rows or changed - {*_ends(model)}:
-        which = min(changed - {*_ends(model)}, default="its embeddings")
+    # Gemma 3n and its heirs look tokens up a second time, in a weight that has a size of its own.
+    second = getattr(grown.config.get_text_config(), "vocab_size_per_layer_input", None) or rows
+    if _rows_of(grown) != rows or changed - {*_ends(model)} or second < rows:
+        which = min(changed - {*_ends(model)}, default="its embeddings" if second >= rows else "embed_tokens_per_layer")
         reason = f"the vocabulary of {base.name} cannot grow to {rows:,} tokens: {which} would not fit it"
         raise BaseModelError(f"model.add_tokens: {reason}. Leave it out.")
     return config

@@ -23,7 +23,8 @@ class TokenRows:
 
     def __init__(self, layer: Any) -> None:
         self.layer, self.peft_forward = layer, layer.forward
-        self.places: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self.rows: dict[tuple[str, torch.device], Tensor] = {}
+        self.places: dict[tuple[str, torch.device], Tensor] = {}
 
     def __call__(self, x: Tensor, *args: Any, **named: Any) -> Any:
         layer, names = self.layer, self.layer.active_adapters
@@ -31,20 +32,25 @@ class TokenRows:
             return self.peft_forward(x, *args, **named)
         base, trained = layer.base_layer, layer.trainable_tokens_delta[names[0]]
         trained = trained.to(base.weight.dtype)
-        rows, place_of = self._places(names[0], x.device)
         if isinstance(base, torch.nn.Embedding):
-            place = place_of[x]
+            place = self._place_of(names[0], x.device)[x]
             own, scale = embedding(place.clamp(min=0), trained), layer._get_embed_scale()
             own = own if scale is None else own * scale.to(own.dtype)
             return torch.where((place >= 0)[..., None], own, base(x))
         logits: Tensor = base(x)
-        return logits.index_copy_(-1, rows, linear(x, trained).to(logits.dtype))
+        return logits.index_copy_(-1, self._rows(names[0], x.device), linear(x, trained).to(logits.dtype))
 
-    def _places(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The rows of an adapter, and the place of each token's row among them, -1 of the others."""
+    def _rows(self, name: str, device: torch.device) -> Tensor:
+        """The rows that an adapter trains."""
+        if (name, device) not in self.rows:
+            self.rows[name, device] = torch.tensor(self.layer.token_indices[name], device=device)
+        return self.rows[name, device]
+
+    def _place_of(self, name: str, device: torch.device) -> Tensor:
+        """The place of each token's row among those, -1 of the others (tokens)."""
         if (name, device) not in self.places:
-            rows = torch.tensor(self.layer.token_indices[name], device=device)
-            place_of = torch.full((self.layer.base_layer.weight.shape[0],), -1, device=device)
+            rows = self._rows(name, device)
+            place_of = torch.full((self.layer.base_layer.num_embeddings,), -1, device=device)
             place_of[rows] = torch.arange(len(rows), device=device)
-            self.places[name, device] = rows, place_of
+            self.places[name, device] = place_of
         return self.places[name, device]
