@@ -1,6 +1,7 @@
 """Promises of `model.add_tokens`: the embeddings grow, the new rows alone are trained, and all that reads the result
 reads them."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,19 +11,22 @@ import transformers
 from conftest import TINY_LLAMA, rows_of
 from distributed_runs import train_on
 from eval_runs import make_run
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from runs_of_tests import adapter_weights, run_recipe
 from safetensors.torch import load_file
 from test_adapter_training import stop_after
 from test_data_parallel import STEPS, assert_same_training
 from test_loss import FAMILIES, batch, tiny
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig
 
-from lorakit.errors import Interrupted
+from lorakit.data.added_tokens import add_tokens
+from lorakit.errors import Interrupted, UserError
 from lorakit.model.fused_lora import fused_lora
 from lorakit.model.loss import supervised_loss
+from lorakit.model.new_rows import with_new_tokens, with_rows_of
 from lorakit.model.peft_adapter import attach_adapter
+from lorakit.model.resolve import Base
 from lorakit.model.targets import select_targets
 from lorakit.recipe.schema import Adapter
 
@@ -185,6 +189,74 @@ def test_resume_equals_uninterrupted_with_new_tokens(recipe_file, tmp_path, monk
     again, _ = run_recipe(path, tmp_path / "stopped", resume=True)
     one, other = adapter_weights(straight), adapter_weights(again)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_plan_counts_what_is_trained(trained, lorakit_plan, lorakit):
+    base, run = trained
+    parameters = json.loads(run.manifest.read_text())["parameters"]
+    code, out, err = lorakit_plan(run.folder.parent / "tiny.yaml", "--json")
+    assert code == 0, err
+    planned = json.loads(out)["parameters"]
+    assert planned["trainable"] == parameters["trainable"]
+    assert planned["total"] + planned["trainable"] == parameters["total"]
+    tied = json.loads((base / "config.json").read_text())["tie_word_embeddings"]
+    assert planned["token_rows"] == 2 * 32 * (1 if tied else 2)
+    code, out, err = lorakit("check", run.folder.parent / "tiny.yaml")
+    assert code == 0, err
+
+
+def test_an_adapter_is_trained_further_with_the_same_tokens_alone(trained, tmp_path):
+    _, run = trained
+    recipe = run.folder.parent / "tiny.yaml"
+    own = [f"adapter={{from: {run.folder}}}", "train.steps=2"]
+    further, _ = run_recipe(recipe, tmp_path / "further", *own)
+    tokens = [name for name in adapter_weights(run) if "trainable_tokens" in name]
+    before, after = adapter_weights(run), adapter_weights(further)
+    assert before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in tokens)
+    for texts, says in (
+        (CHAT[::-1], r"row \d+ of the embeddings as '<\|im_start\|>', which is '<\|im_end\|>' here"),
+        ([*CHAT, "<x>"], r"does not train row \d+ of the embeddings"),
+    ):
+        with pytest.raises(UserError, match=says):
+            run_recipe(recipe, tmp_path / "refused", *own, f"model.add_tokens={json.dumps(texts)}")
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["<|endoftext|>"], "has '<|endoftext|>' as one token already. Take it out"),
+        (["<a>", "apples"], "has 'apples' as one token already"),
+        (["<a>", "<a>"], "'<a>' is there twice. Remove one"),
+        ([" "], "is white space alone"),
+        ([""], "is empty"),
+    ],
+)
+def test_tokens_that_cannot_be_added_are_refused_by_check(texts, says, recipe_file, lorakit, tmp_path, plain_tokenizer):
+    base = write_base(tmp_path / "base", plain_tokenizer, True, 0)
+    path = recipe_file(model={"base": str(base), "chat_template": "zephyr", "add_tokens": texts})
+    code, _, err = lorakit("check", path)
+    assert code == 2 and says in err
+
+
+def test_an_adapter_without_a_row_that_its_base_lacks_is_refused(tmp_path, plain_tokenizer):
+    base = write_base(tmp_path / "base", plain_tokenizer, False, 0)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(plain_tokenizer) + 2)
+    for name, indices in (("input", {"embed_tokens": [400, 401]}), ("both", {"embed_tokens": [401], "lm_head": [401]})):
+        config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=indices)
+        get_peft_model(copy.deepcopy(model), config).save_pretrained(tmp_path / name, save_embedding_layers=False)
+        with pytest.raises(UserError, match=rf"has no row 400 of {'lm_head' if name == 'input' else 'model.embed'}"):
+            with_rows_of(tmp_path / name, Base("base", base, "local folder"))
+
+
+def test_models_whose_vocabulary_cannot_grow_are_refused(tmp_path, plain_tokenizer):
+    config = PhiConfig(vocab_size=400, **{**TINY_LLAMA, "num_key_value_heads": 4})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    plain_tokenizer.save_pretrained(tmp_path)
+    base = Base("tiny-phi", tmp_path, "local folder")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"tiny-phi cannot get tokens: lm_head\.bias would not fit 401"):
+        with_new_tokens(base, tokenizer, add_tokens(tokenizer, ["<a>"], base.name))
 
 
 @pytest.mark.slow

@@ -34,6 +34,11 @@ from lorakit.recipe.init_adapter import read_adapter_config
 _VERSION = 1
 """Raise it when folders that were written before are to be written anew."""
 _AT_ONCE = 1 << 16  # rows that a mean is taken of at a time
+_BY_PEFT = "Merge it with PEFT, on the model that it was trained on."
+
+
+class _CannotGrow(Exception):
+    """Why a base gets no new rows."""
 
 
 def with_new_tokens(base: Base, tokenizer: Any, tokens: Mapping[int, str]) -> Base:
@@ -51,11 +56,14 @@ def with_new_tokens(base: Base, tokenizer: Any, tokens: Mapping[int, str]) -> Ba
         if not _reads(draft, tokens):
             save_new_tokenizer(_with_template(tokenizer, plain.chat_template), draft)
         if not _reads(draft, tokens):
-            reason = f"the tokenizer of {base.name} ({type(tokenizer).__name__}) has no files that could hold them"
-            raise UserError(f"model.add_tokens: {reason}.")
+            raise _CannotGrow(f"its tokenizer ({type(tokenizer).__name__}) has no files that could hold them")
 
     known = [number for number in plain.get_vocab().values() if number not in tokens]
-    return _with_rows(base, model, rows, known, facts, write)
+    try:
+        return _with_rows(base, model, rows, known, facts, write)
+    except _CannotGrow as error:
+        reason = f"{base.name} cannot get tokens: {error}"
+        raise BaseModelError(f"model.add_tokens: {reason}. Leave it out, or choose another base.") from error
 
 
 def with_rows_of(adapter: Path, base: Base) -> Base:
@@ -72,8 +80,7 @@ def with_rows_of(adapter: Path, base: Base) -> Base:
     for path, some in by_end.items():
         if gap := next((row for row in range(own, total) if row not in some), None):
             reason = f"was trained on embeddings of {total:,} rows or more, and has no row {gap} of {path}"
-            remedy = "Merge it with PEFT, on the model that it was trained on."
-            raise UserError(f"{adapter}: {reason}, nor has {base.name}, of {own:,} rows. {remedy}")
+            raise UserError(f"{adapter}: {reason}, nor has {base.name}, of {own:,} rows. {_BY_PEFT}")
     folder = adapter if (adapter / "tokenizer_config.json").is_file() else base.folder
     tokenizer = load_tokenizer(Base(str(adapter), folder, base.origin), None)
     rows, vocabulary = list(range(own, total)), tokenizer.get_vocab()
@@ -83,7 +90,11 @@ def with_rows_of(adapter: Path, base: Base) -> Base:
         write_companion_files(base.folder, tokenizer, stop_token_ids(base, tokenizer), copy.deepcopy(config), draft)
         write_tokenizer(folder, tokenizer, draft)
 
-    return _with_rows(base, model, rows, [row for row in vocabulary.values() if row < own], facts, write)
+    try:
+        return _with_rows(base, model, rows, [row for row in vocabulary.values() if row < own], facts, write)
+    except _CannotGrow as error:
+        reason = f"was trained on embeddings of {total:,} rows, and those of {base.name} cannot grow: {error}"
+        raise UserError(f"{adapter}: {reason}. {_BY_PEFT}") from error
 
 
 def grown_to(base: Base) -> int | None:
@@ -143,7 +154,7 @@ def _with_rows(base: Base, model: Any, rows: list[int], known: list[int], facts:
 
 
 def _grown_config(base: Base, model: Any, rows: int) -> dict[str, Any]:
-    """The base's config.json for so many rows. UserError where more of the model than its embeddings grows with it."""
+    """The base's config.json for so many rows. _CannotGrow where more of the model than its embeddings would."""
     config = read_json(base.folder / "config.json")
     sections = [config, config.get("text_config")]
     holders = [one for one in sections if isinstance(one, dict) and is_size(one.get("vocab_size"))] or [config]
@@ -158,8 +169,7 @@ def _grown_config(base: Base, model: Any, rows: int) -> dict[str, Any]:
     second = getattr(grown.config.get_text_config(), "vocab_size_per_layer_input", None) or rows
     if _rows_of(grown) != rows or changed - {*_ends(model)} or second < rows:
         which = min(changed - {*_ends(model)}, default="its embeddings" if second >= rows else "embed_tokens_per_layer")
-        reason = f"the vocabulary of {base.name} cannot grow to {rows:,} tokens: {which} would not fit it"
-        raise BaseModelError(f"model.add_tokens: {reason}. Leave it out.")
+        raise _CannotGrow(f"{which} would not fit {rows:,} of them")
     return config
 
 
@@ -181,10 +191,9 @@ def _write_weights(base: Base, model: Any, total: int, rows: list[int], known: l
     own = {name: tensors[name] for name, path in by_name.items() if path in ends}
     for path, is_own in ends.items():
         if is_own and path not in (by_name[name] for name in own):
-            raise BaseModelError(f"model.add_tokens: the files of {base.name} have no plain {path}. Leave it out.")
+            raise _CannotGrow(f"its files have no plain {path}")
     if wrong := next((name for name, stored in own.items() if not stored.is_plain), None):
-        reason = f"{wrong} of {base.name} is stored as {own[wrong].dtype}, and gets no new rows"
-        raise BaseModelError(f"model.add_tokens: {reason}. Leave it out.")
+        raise _CannotGrow(f"its {wrong} is stored as {own[wrong].dtype}")
     files = weight_files(base.folder)
     names = [f"model-{number:05}-of-{len(files) + 1:05}.safetensors" for number in range(1, len(files) + 2)]
     for file, name in zip(files, names, strict=False):
