@@ -11,6 +11,7 @@ from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.classification import expected_calibration_error, score_labels
 from lorakit.evaluate.forward import label_loglikelihoods, label_paths
 from lorakit.evaluate.metric import intervals
+from lorakit.evaluate.report import confusion_table
 from lorakit.progress import Silent
 
 # One token; several; one a beginning of another; one twice; two that part ways in the middle.
@@ -167,3 +168,24 @@ def test_intervals_of_a_classification_are_of_its_scores():
     found = score_labels(likely, truth, ["a", "bb", "ccc", "dddd"])
     for name, interval in intervals(found.measures).items():
         assert interval.low < found.measures[name].value < interval.high
+
+
+def test_a_confusion_matrix_has_recall_and_precision_of_each_label():
+    likely = np.log(np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]]))
+    title, columns, rows = confusion_table("base", score_labels(likely, [0, 0, 1, 1], ["yes", "no", "maybe"]))
+    assert title == "true labels down, predicted labels across: base"
+    assert columns == ["", "yes", "no", "maybe", "recall", "precision"]
+    assert rows == [
+        ["yes", "1", "1", "0", "50%", "100%"],
+        ["no", "0", "2", "0", "100%", "67%"],
+        ["maybe", "0", "0", "0", "-", "-"],
+    ]
+
+
+def test_of_many_labels_the_most_frequent_mistake_is_shown():
+    labels = [f"label{number}" for number in range(12)]
+    likely = np.log(np.eye(12)[[0, 1, 1, 3]] + 0.01)
+    _, columns, rows = confusion_table("base", score_labels(likely, [0, 1, 2, 2], labels))
+    assert columns[-1] == "most often taken for"
+    assert rows[0] == ["label0", "1", "100%", "100%", "-"]
+    assert rows[2] == ["label2", "2", "0%", "-", "label1 (1)"]

@@ -298,14 +298,14 @@ def results_folder(models: "ModelSet", output: Path | None) -> Path | None:
 
 def metrics_of(named: str, recipes: Sequence[Any] | None = None) -> tuple[Any, ...]:
     """The metrics of `--metrics a,b`, with the settings that the recipe gives them. Without one, names are checked."""
-    from lorakit.recipe.did_you_mean import nearest
     from lorakit.recipe.fields import entry_name
+    from lorakit.recipe.suggestions import nearest_word
     from lorakit.registry import METRICS
 
     configured, names = {entry_name(metric): metric for metric in recipes or ()}, [*map(str.strip, named.split(","))]
     for name in names:
         if name not in METRICS:
-            near = nearest(name, METRICS.names())
+            near = nearest_word(name, METRICS.names())
             remedy = f"Did you mean {near}?" if near else f"There are {', '.join(METRICS.names())}."
             raise UserError(f"--metrics: {name!r} is not a metric. {remedy}")
         if names.count(name) > 1:

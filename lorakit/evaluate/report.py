@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lorakit.amounts import counted, format_difference, without_nan
+from lorakit.amounts import counted, format_difference, percent, without_nan
 from lorakit.atomic_io import claim_name, write_atomic
 from lorakit.errors import LorakitError
 from lorakit.evaluate.classification import LabelScores
@@ -27,6 +27,7 @@ from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import METRICS
 from lorakit.run_dir import now, versions
 
+_MOST_LABELS = 10  # whose confusion matrix a terminal has room for
 FORMAT = 2
 """The version of the document. It grows when a field is removed or changes its meaning."""
 Table = tuple[str, list[str], list[list[str]]]
@@ -161,8 +162,11 @@ def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:
             continue
         for task in dict.fromkeys(task for model in evaluation.models for task in model.classifications):
             of_task = {model.name: model.classifications.get(task) for model in evaluation.models}
-            columns = {name: _classified(labels) for name, labels in of_task.items() if labels}
+            classified = {name: labels for name, labels in of_task.items() if labels}
+            columns = {name: _classified(labels) for name, labels in classified.items()}
             yield score_table("likelihood of labels" + (f" of the task {task}" if task else ""), columns)
+            for name, labels in classified.items():
+                yield confusion_table(f"{task}: {name}" if task else name, labels)
         if any(model.spec.prompting for model in evaluation.models):
             costs = {model.name: _cost_cells(model.costs) for model in evaluation.models if model.costs}
             yield score_table("what an answer costs, on average", costs)
@@ -224,8 +228,29 @@ def _cost_cells(costs: AnswerCosts) -> dict[str, str]:
 
 
 def _classified(one: LabelScores) -> dict[str, str]:
-    """What has no interval, and how often each label is right."""
+    """What has no interval."""
     cells = {"labels": str(len(one.labels)), "auc": "-" if one.auc is None else f"{one.auc:.3f}"}
     cells["calibration error"] = f"{one.ece:.3f}"
-    counts = zip(one.labels, one.confusion.diagonal(), one.confusion.sum(1), strict=True)
-    return cells | {f"right of {label}": f"{right:,} of {rows:,}" for label, right, rows in counts}
+    return cells
+
+
+def confusion_table(title: str, one: LabelScores) -> Table:
+    """What each true label (a row) was taken for (a column), its recall (of rows that have it) and its precision (of
+    rows that were given it); where labels are many these and the most frequent mistake."""
+    counts = one.confusion
+    right, true, given = counts.diagonal(), counts.sum(1), counts.sum(0)
+    shares = [[percent(hits / of) if of else "-" for hits, of in zip(right, ofs, strict=True)] for ofs in (true, given)]
+    title = f"true labels down, predicted labels across: {title}"
+    if len(one.labels) <= _MOST_LABELS:
+        rows = [
+            [label, *(f"{count:,}" for count in row), recall, precision]
+            for label, row, recall, precision in zip(one.labels, counts, *shares, strict=True)
+        ]
+        return title, ["", *one.labels, "recall", "precision"], rows
+    rows = []
+    for number, label in enumerate(one.labels):
+        others = [0 if other == number else int(count) for other, count in enumerate(counts[number])]
+        most = max(range(len(others)), key=others.__getitem__)
+        mistake = f"{one.labels[most]} ({others[most]:,})" if others[most] else "-"
+        rows.append([label, f"{true[number]:,}", shares[0][number], shares[1][number], mistake])
+    return f"labels: {title.rpartition(': ')[2]}", ["", "rows", "recall", "precision", "most often taken for"], rows
