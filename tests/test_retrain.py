@@ -3,11 +3,13 @@ stays as it was, and the two are compared on the held-out rows of each."""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import rows_of, write_rows
 from eval_runs import labelled_rows, make_run
+from launched_commands import end_of, running
 from runs_of_tests import adapter_weights
 from test_training import interrupted_after, same
 
@@ -249,6 +251,16 @@ def test_a_new_run_that_is_worse_fails_where_that_is_asked_for(folder, command):
     assert "--fail-if-worse: run-2: loss is worse than that of run: +" in err
     assert "on 10 rows, the held-out rows of run" in err
     assert (folder / "file" / "run-2" / "adapter").is_dir()
+
+
+@pytest.mark.slow
+def test_two_devices_train_again_and_compare_as_one(folder):
+    words = ["retrain", "file/run", "--data", "new.jsonl", "--devices", "2", "--json", "--quiet"]
+    with running(sys.executable, "-m", "lorakit", *words) as process:
+        code, out, err = end_of(process)
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["devices"] == 2 and [one["rows"] for one in facts["compared"]] == [10, 3]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def retrain(
     assert given is not None
     Run(run).read_manifest()
     with on_devices(devices, lambda: _batch_size(run), lambda: "The same command with --resume goes on.", not dry_run):
-        from lorakit.distributed.processes import is_first, on_first
+        from lorakit.distributed.processes import is_first, on_first, together
         from lorakit.share.retrain import Retraining, describe_beginning, next_folder, refuse_folder
 
         progress = terminal_of_first(quiet)
@@ -98,6 +98,7 @@ def retrain(
             progress.say(f"the training has ended; the two are compared: {folder}")
         else:
             facts = train_and_export(loaded, resume, False, as_json, progress)
+            together(lambda: None)  # until the first process has left the folder
         gates, path = _compare(task, composed, as_json, progress)
         if not is_first():
             return

@@ -109,9 +109,10 @@ def find_reference(model_set: ModelSet, given: str) -> int:
 
 
 def judged_models(evaluation: Evaluation, reference: ModelResult | None = None) -> list[ModelResult]:
-    """What a gate is for: every model but the baseline, the reference and the base that is prompted, or the baseline
-    where there is no other."""
-    others = (model for model in evaluation.others if model is not reference and not model.spec.prompting)
+    """What a gate is for: every model but the baseline, the reference (on other quantizations too) and the base that is
+    prompted, or the baseline where there is no other."""
+    given = reference.spec.given if reference else None
+    others = (model for model in evaluation.others if model.spec.given != given and not model.spec.prompting)
     return list(others) or [evaluation.baseline]
 
 

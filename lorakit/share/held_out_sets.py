@@ -39,7 +39,10 @@ def refuse_trained_rows(run: Run, recipe: Recipe, old_sources: int, base: str | 
         what = f"{len(trained):,} rows that this run held out would be trained on ({places})"
         raise UserError(f"{run.folder}: {what}. Hold them out again: data.eval says what is held out.")
     still = len(old.keys() & {row for row, _ in _hashes(rows.held_out)} if rows.held_out else ())
-    progress.warn(f"{run.folder}: held out {len(old):,} rows, of which {still:,} are held out now; none is trained on")
+    if still < len(old):
+        progress.warn(
+            f"{run.folder}: held out {len(old):,} rows, of which {still:,} are held out now; none is trained on"
+        )
 
 
 def _first_sources(examples: Examples, count: int) -> Examples:
@@ -64,6 +67,9 @@ def compare_held_out(evaluation: Evaluation, old_sources: int, progress: Progres
     trained = trained_rows(evaluation, evaluation.models, None, progress)
     sources = np.array([row["source"] for row in new.rendered.rows])
     sets = {f"the held-out rows of {old.name}": sources < old_sources, "the new held-out rows": sources >= old_sources}
+    for name, mask in sets.items():
+        if not mask.any():
+            progress.say(f"{name}: there are none")
     return [
         judge_rows(evaluation, new, old, trained, part=(name, mask))
         for name, mask in sets.items()
