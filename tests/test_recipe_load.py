@@ -199,3 +199,14 @@ def test_only_an_error_about_a_key_gets_the_keys_place(tmp_path):
         with pytest.raises(UserError) as told, recipe.locating():
             raise UserError(text)
         assert str(told.value).endswith(place + text) and (str(told.value) == text) is not bool(place), text
+
+
+def test_two_dots_lead_out_of_the_folder_itself_however_it_is_reached(tmp_path):
+    """As the system reads them: `cat link/../x` is beside what the link leads to."""
+    folder = tmp_path / "deep" / "task"
+    path = write(folder, SMALL.replace("train: train.jsonl", "train: ../rows.jsonl"))
+    (tmp_path / "deep" / "rows.jsonl").touch()
+    (tmp_path / "link").symlink_to(folder)
+    first, second = load(path).recipe, load(tmp_path / "link" / path.name).recipe
+    assert first.data == second.data and first.data.train == str(tmp_path / "deep" / "rows.jsonl")
+    assert to_yaml(second, tmp_path / "link") == to_yaml(first, folder)

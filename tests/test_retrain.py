@@ -123,7 +123,7 @@ def test_no_row_that_was_held_out_is_trained_on(folder, command):
     old_eval = [json.loads(line) for line in (folder / "file" / "eval.jsonl").read_text().splitlines()]
     write_rows(folder / "mixed.jsonl", [*old_eval[:4], *rows_of(22)[:5], *NEW])
     facts = planned(command, "file/run", "--data", "mixed.jsonl")
-    assert "new rows: 49 in mixed.jsonl, of which 5 are among the old ones and are trained twice" in facts["said"]
+    assert "new rows: 49 in mixed.jsonl, of which 5 are among the old ones and count twice" in facts["said"]
     assert "left out by data.clean.leakage: the same as a held-out row" in facts["said"]
     recipe = load(folder / "file" / "run-2" / "recipe.yaml", text=json.dumps(facts["recipe"])).recipe
     prepared = prepare_run(recipe, Silent())
@@ -237,11 +237,14 @@ def test_rows_that_are_held_out_of_a_file_are_packed_without_its_training_rows(f
 
 
 def test_a_full_fine_tuning_is_trained_again_from_its_base_or_from_what_it_became(tmp_path, tiny_base, command):
-    run = make_run(tmp_path, tiny_base, adapter={"kind": "none", "rank": ..., "alpha": ...}, train={"steps": 1})
+    whole = {"kind": "none", "rank": ..., "alpha": ...}
+    run = make_run(tmp_path, tiny_base, adapter=whole, train={"steps": 1}, model={"add_tokens": ["<thing>"]})
     rows = write_rows(tmp_path / "new.jsonl", NEW)
-    assert planned(command, run.folder, "--data", rows)["recipe"]["model"]["base"].endswith(tiny_base.name)
+    model = planned(command, run.folder, "--data", rows)["recipe"]["model"]
+    assert model["base"].endswith(tiny_base.name) and model["add_tokens"] == ["<thing>"]
     facts = planned(command, run.folder, "--data", rows, "--from", "adapter")
     assert facts["recipe"]["model"]["base"] == "../run/model" and facts["recipe"]["adapter"]["kind"] == "none"
+    assert facts["recipe"]["model"]["add_tokens"] == []
 
 
 def test_a_new_run_that_is_worse_fails_where_that_is_asked_for(folder, command):

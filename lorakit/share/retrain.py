@@ -88,7 +88,7 @@ def _beginning(task: Retraining, run: Run, recipe: Recipe, prepared: Prepared) -
     if prepared.base.commit and not is_path(base):
         update["revision"] = prepared.base.commit
     if task.start == "adapter" and trains_all(adapter):
-        update |= {"base": str(run.model), "revision": "main"}
+        update |= {"base": str(run.model), "revision": "main", "add_tokens": []}  # which it has by now
     elif not prepared.has_base:
         raise UserError(
             f"{run.folder}: its base model is not here. Write --base with its place, or go on from what it trained: "
@@ -198,8 +198,8 @@ class _Rows:
         difference = compare_rows(readable, [last], self.progress)
         notes = [f"new rows: {difference.rows_b:,} in {show_path(Path(new.path))}"]
         if difference.both:
-            notes[0] += f", of which {difference.both:,} are among the old ones and are trained twice"
-            notes[0] += "; --set data.clean.duplicates=fix trains each once"
+            notes[0] += f", of which {difference.both:,} are among the old ones and count twice"
+            notes[0] += "; --set data.clean.duplicates=fix takes each once"
         return difference.rows_b, notes
 
     def _old_held_out(self) -> tuple[list[Source], Any]:
