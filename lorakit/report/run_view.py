@@ -103,6 +103,8 @@ class RunView:
     scored: str
     models: tuple[str, ...]
     parts: tuple[ScorePart, ...]
+    costs: tuple[tuple[str, ...], ...]
+    prompting: tuple[str, ...]
     findings: tuple[FindingView, ...]
     matrices: tuple[ConfusionMatrix, ...]
     answers: tuple[AnsweredRow, ...]
@@ -158,6 +160,8 @@ def view_run(files: RunFiles, identifier: str, most_rows: int) -> RunView:
         f"{scores.date[:16].replace('T', ' ')} UTC, {_rows_scored(scores)}" if scores else "",
         tuple(scores.document["models"]) if scores else (),
         score_parts(scores) if scores else (),
+        tuple(_costs(scores)) if scores else (),
+        tuple(_prompting(scores)) if scores else (),
         tuple(_findings(scores)) if scores else (),
         confusion_matrices(scores) if scores else (),
         rows,
@@ -333,6 +337,22 @@ def _parsed(line: str) -> dict[str, Any]:
         return _mapping(json.loads(line))
     except (ValueError, RecursionError):
         return {}
+
+
+def _costs(scores: StoredScores) -> list[tuple[str, ...]]:
+    """Of each model that answered: the tokens that it read and wrote, and its seconds, on average."""
+    rows = []
+    for model, facts in scores.document["models"].items():
+        costs = _mapping(facts.get("costs"))
+        figures = [costs.get(key) for key in ("prompt_tokens", "answer_tokens", "seconds")]
+        if isinstance(figures[0], int | float):
+            rows.append((model, *(f"{one:,.1f}" if isinstance(one, int | float) else "-" for one in figures)))
+    return rows
+
+
+def _prompting(scores: StoredScores) -> list[str]:
+    written = scores.document.get("prompting")
+    return [str(one.get("in_words")) for one in written if isinstance(one, dict)] if isinstance(written, list) else []
 
 
 def _findings(scores: StoredScores) -> list[FindingView]:
