@@ -63,6 +63,20 @@ def test_keys_that_differ_are_told_with_what_auto_chose(pair):
     assert [one.key for one in compare(pair[0], pair[0]).keys] == []
 
 
+def test_sources_are_compared_one_by_one_by_what_they_say(tmp_path, tiny_base):
+    data = {"a": "{train: a.jsonl, train_on: last}", "b": "{train: [a.jsonl, {path: b.jsonl, take: 5}], eval: 0.1}"}
+    for name, text in data.items():
+        write_rows(tmp_path / f"{name}.jsonl", rows_of(4))
+        (tmp_path / f"{name}.yaml").write_text(f"name: x\nmodel: {{base: {tiny_base}}}\ndata: {text}\n")
+    found = {one.key: (one.a, one.b) for one in compare(tmp_path / "a.yaml", tmp_path / "b.yaml").keys}
+    assert found == {
+        "data.train[1].path": (None, str(tmp_path / "b.jsonl")),
+        "data.train[1].take": (None, 5),
+        "data.eval": (None, 0.1),
+        "data.train_on": ("last", "assistant"),
+    }
+
+
 def test_keys_that_nothing_reads_in_one_of_the_two_do_not_differ(tmp_path, tiny_base):
     texts = {"a": "adapter: {rank: 4}", "b": "adapter: {kind: none}"}
     write_rows(tmp_path / "train.jsonl", rows_of(4))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.errors import UserError
 from lorakit.progress import Progress
 from lorakit.run_dir import versions
-from lorakit.share.diff_side import SIDES, DiffSide, Side
+from lorakit.share.diff_side import SIDES, DiffSide, Side, align_sources
 from lorakit.share.row_diff import RowDifference, compare_rows
 from lorakit.share.score_diff import ScoreDifference, compare_scores
 from lorakit.share.scores import find_scores, find_shared_scores, value_at
@@ -97,8 +97,9 @@ def diff(a: DiffSide, b: DiffSide, progress: Progress) -> Difference:
 
 def _compare_keys(a: DiffSide, b: DiffSide) -> Iterator[KeyDifference]:
     left_out = {*a.unchecked, *b.unchecked, *a.unread, *b.unread}
-    for key in (key for key in dict.fromkeys([*a.keys, *b.keys]) if not _is_part(key, left_out)):
-        left, right = a.keys.get(key, _ABSENT), b.keys.get(key, _ABSENT)
+    keys_a, keys_b = align_sources(a.keys, b.keys), align_sources(b.keys, a.keys)
+    for key in (key for key in dict.fromkeys([*keys_a, *keys_b]) if not _is_part(key, left_out)):
+        left, right = keys_a.get(key, _ABSENT), keys_b.get(key, _ABSENT)
         if left != right and not (_is_open(left, b, right, key) or _is_open(right, a, left, key)):
             values = [None if one is _ABSENT else one for one in (left, right)]
             yield KeyDifference(key, values[0], values[1], key in a.auto, key in b.auto)

@@ -46,8 +46,13 @@ class DiffSide:
 
     @cached_property
     def keys(self) -> dict[str, Any]:
-        """Every key of the recipe by its dotted path."""
-        return {key: value for key, value in flatten(self.recipe.model_dump()) if key not in PLACES}
+        """Every key of the recipe by its dotted path; of sources what they say, each by its number where they are
+        several."""
+        others = self.recipe.model_dump(exclude={"data": {"train", "eval"}})
+        keys = {key: value for key, value in flatten(others) if key not in PLACES}
+        for side in SIDES:
+            keys |= dict(_flat_sources(f"data.{side}", getattr(self.recipe.data, side)))
+        return keys
 
     @cached_property
     def files(self) -> dict[str, str] | str:
@@ -90,6 +95,25 @@ def open_side(given: Path) -> DiffSide:
     except RecipeErrors:  # what the adapter began from may be gone by now, and a compiler
         recipe = load(run.recipe, ["adapter.from=null", "train.compile=off"], ended=True).recipe
         return DiffSide(given, recipe, run, manifest, auto, ("adapter.from", "train.compile"))
+
+
+def _flat_sources(name: str, written: Any) -> Iterator[tuple[str, Any]]:
+    """The keys of `data.train` or `data.eval`: of a source its path, or whatever it says besides its defaults."""
+    several = written if isinstance(written, list) else [written]
+    for number, one in enumerate(several):
+        key = f"{name}[{number}]" if several[1:] else name
+        says = one.model_dump(exclude_defaults=True) if isinstance(one, Source) else {"path": one}
+        yield from flatten(says, key) if len(says) > 1 else [(key, says["path"])]
+
+
+def align_sources(keys: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys in which a single source is the first one, where the other side has several."""
+    aligned = dict(keys)
+    for name in (f"data.{side}" for side in SIDES):
+        if any(key.startswith(f"{name}[") for key in other):
+            own = [key for key in keys if key == name or key.startswith(f"{name}.")]
+            aligned |= {f"{name}[0]{key.removeprefix(name)}": aligned.pop(key) for key in own}
+    return aligned
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
