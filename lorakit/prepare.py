@@ -187,9 +187,9 @@ def _settle(
         recipe = recipe.model_copy(update={"model": model})
         reason = "the chat template writes today's date, and the run keeps the day on which it began"
         choices = (Choice("model.template_date", template.date, reason),) if template.date else ()
-    mean, devices = report.tokens / max(report.examples, 1), devices_of(machine, world_size())
+    devices = devices_of(machine, world_size())
     recipe, settled = resolve_auto(
-        recipe, machine, info, report.longest, attentions_of(base), mean, devices, report.examples
+        recipe, machine, info, report.longest, attentions_of(base), report.mean_length, devices, report.examples
     )
     return Prepared(recipe, (*choices, *settled), base, machine, template.tokenizer, rows, report)
 

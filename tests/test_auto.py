@@ -296,3 +296,13 @@ def test_checking_a_carried_model_reads_no_weights(monkeypatch):
 
     monkeypatch.setattr(model_info, "converted_folder", lambda path: pytest.fail("its file was hashed"))
     assert find_model_info("HuggingFaceTB/SmolLM2-135M-Instruct", "main").hidden_size == 576
+
+
+def test_a_batch_in_tokens_is_as_many_rows_as_hold_them_on_average():
+    wanted = recipe(train=Train(batch_tokens=8192))
+    settled, choices = resolve_auto(wanted, GPU, SMOL, longest=1024, mean=500.0)
+    assert (settled.train.batch_size, settled.train.batch_tokens) == (16, None)
+    assert "train.batch_size: 16: they have 8,192 tokens (batch_tokens) at 500 a row" in "\n".join(map(str, choices))
+    open_, choices = resolve_auto(wanted, GPU, SMOL)
+    assert open_.train.batch_tokens == 8192 and "train.batch_size" not in [one.path for one in choices]
+    assert resolve_auto(wanted, GPU, SMOL, longest=1024, mean=1e9)[0].train.batch_size == 1

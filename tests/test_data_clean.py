@@ -11,7 +11,7 @@ from lorakit.data.examples import examples_of
 from lorakit.data.survey import survey
 from lorakit.errors import UserError
 from lorakit.progress import Silent
-from lorakit.recipe.schema import Clean, Data
+from lorakit.recipe.schema import Clean, Data, Train
 
 TEMPLATE = ChatTemplate(FAMILIES["chatml"].tokenizer())
 PLAIN = [{"prompt": f"What is number {n} in the list?", "completion": f"It is item {n} of many."} for n in range(60)]
@@ -51,7 +51,7 @@ PLANTED = {
 def test_a_planted_fault_is_reported_and_alone(folder, check):
     row, reason = PLANTED[check]
     data = Data(train=write(folder, [*PLAIN, LONG, row]))
-    found = survey(data, TEMPLATE, 4, 0, 1e3, Silent()).findings
+    found = survey(data, TEMPLATE, Train(batch_size=4), 1e3, Silent()).findings
     wanted = 2 if check == "contradictions" else 1
     assert found[check].total == wanted
     assert any(reason in what for what in found[check].counts)

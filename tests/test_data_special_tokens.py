@@ -16,7 +16,7 @@ from lorakit.data.survey import survey
 from lorakit.data.tokenize import Encoder
 from lorakit.errors import UserError
 from lorakit.progress import Silent
-from lorakit.recipe.schema import Clean, Data
+from lorakit.recipe.schema import Clean, Data, Train
 
 TEMPLATED = "this row looks templated already, give its texts without the chat template's marks"
 
@@ -133,7 +133,7 @@ def test_a_special_token_in_a_text_is_an_error_or_leaves_the_row_out_where_the_r
     assert train.report.used == 6 and "left out by data.clean.special_tokens" in str(train.report.dropped)
     train, _ = examples_of(*found_in(rows, special_tokens="off"), Silent())
     assert train.report.used == 7 and not train.report.findings.total
-    found = survey(*found_in(rows, special_tokens="error"), 4, 0, 1e3, Silent())
+    found = survey(*found_in(rows, special_tokens="error"), Train(batch_size=4), 1e3, Silent())
     assert found.stopping == ["special_tokens"]
 
 

@@ -10,7 +10,11 @@ from transformers import get_scheduler
 
 from lorakit.errors import UserError
 from lorakit.plan.schedule import describe_schedule, interval_steps, occurrences, rate_share, warmup_steps
+from lorakit.prepare import prepare_run
+from lorakit.progress import Silent
+from lorakit.recipe.load import load
 from lorakit.recipe.schema import Train
+from lorakit.train.arguments import training_arguments
 
 
 def logged(run, key):
@@ -100,3 +104,30 @@ def test_a_warm_up_as_long_as_the_run_is_refused(recipe_file, tmp_path):
     for train in ({"steps": 1, "epochs": None, "warmup": 1}, {"epochs": 1, "batch_size": 50, "warmup": 1}):
         with pytest.raises(UserError, match=r"train\.warmup: 1 step of warm-up in a run of 1: the learning rate"):
             run_recipe(recipe_file(train=train), tmp_path / "run")
+
+
+def test_the_schedule_falls_to_the_share_that_the_recipe_says_as_transformers_does():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    least = {"min_lr_rate": 0.1}
+    theirs = get_scheduler("cosine_with_min_lr", optimizer, 7, 30, scheduler_specific_kwargs=least)
+    for step in range(30):
+        if step >= 7:
+            assert rate_share(step, "cosine", 7, 30, 0.1) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_batch_in_tokens_and_the_numbers_of_adamw_reach_the_run(recipe_file, tmp_path):
+    train = {"steps": 6, "epochs": None, "batch_size": ..., "batch_tokens": 100, "min_rate": 0.25}
+    path = recipe_file(train={**train, "betas": [0.5, 0.75], "epsilon": 1e-3})
+    run, _ = run_recipe(path, tmp_path / "run")
+    prepared = prepare_run(load(path).recipe, Silent())
+    mean = prepared.train.report.mean_length
+    settings = prepared.recipe.train
+    assert (settings.batch_size, settings.batch_tokens) == (round(100 / mean), None) and settings.batch_size > 1
+    assert any(f"100 tokens (batch_tokens) at {mean:,.0f} a row" in str(choice) for choice in prepared.choices)
+    rates = list(logged(run, "learning_rate").values())
+    assert min(rates) > 0.25 * max(rates) and rates[-1] < 0.5 * max(rates)
+    arguments = training_arguments(prepared, run)
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon) == (0.5, 0.75, 1e-3)
+    assert load(run.recipe).recipe.train == settings

@@ -50,6 +50,7 @@ def data(
     settings = loaded.recipe
     from lorakit.cli.data_tables import count_draws, print_survey
     from lorakit.data.export import check_target
+    from lorakit.data.mixture import rows_per_step
     from lorakit.data.survey import survey
     from lorakit.plan.model_info import beyond_training, read_model_info, refuse_by_config
     from lorakit.prepare import open_template, warn_of_tokenizer_differences
@@ -64,9 +65,10 @@ def data(
         _print_row(row, settings, template, as_json)
         return
     attention_at = info.attention_at if info else float("inf")
-    result = survey(settings.data, template, settings.train.batch_size, settings.train.seed, attention_at, progress)
+    result = survey(settings.data, template, settings.train, attention_at, progress)
+    batch_size = rows_per_step(settings.train, result.train.report.mean_length)
     warn_of_tokenizer_differences(base, template.tokenizer, result.train, progress)
-    drawn = count_draws(result.train, settings.train)
+    drawn = count_draws(result.train, settings.train.model_copy(update={"batch_size": batch_size}))
     written = _write(write, settings, result, progress) if write else None
     for warning in (beyond_training(settings, info, result.lengths["max"]), *(one.warning for one in drawn)):
         if warning:
@@ -77,7 +79,7 @@ def data(
         facts |= {"written": {"file": str(write), "rows": written}} if write else {}
         console.result_json(facts | {"examples": examples})
     else:
-        print_survey(result, settings.data, settings.train.batch_size, drawn)
+        print_survey(result, settings.data, batch_size, drawn)
         for example in examples:
             console.result_masked(f"\n{example['where']}:", example["stretches"])
         if write:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @contextmanager
 def on_devices(
     devices: int | None,
-    most: Callable[[], int] | None = None,
+    most: Callable[[], int | None] | None = None,
     remedy: Callable[[], str] = lambda: "",
     starts: bool = True,
 ) -> Iterator[World]:
@@ -49,7 +49,7 @@ def on_devices(
         yield world
 
 
-def _choose_count(devices: int | None, most: Callable[[], int] | None) -> int:
+def _choose_count(devices: int | None, most: Callable[[], int | None] | None) -> int:
     limit = most() if most else None
     if devices == 1:
         return 1

@@ -73,13 +73,19 @@ def train(
             refuse_missing_modules([parse_target(word) for word in checked.recipe.output.export], "output.export")
         return checked
 
-    with on_devices(devices, lambda: loaded().recipe.train.batch_size, lambda: _go_on(loaded()), starts=not dry_run):
+    with on_devices(devices, lambda: _most_devices(loaded()), lambda: _go_on(loaded()), starts=not dry_run):
         if locked:
             _refuse_differences(loaded(), quiet)
         if dry_run:
             _dry_run(loaded(), as_json, quiet)
         else:
             _run(loaded(), resume, overwrite, as_json, quiet)
+
+
+def _most_devices(loaded: "LoadedRecipe") -> int | None:
+    """How many devices have a row of each step; None where that is known once the rows are read."""
+    train = loaded.recipe.train
+    return train.batch_size if train.batch_tokens is None else None
 
 
 def _go_on(loaded: "LoadedRecipe") -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lorakit.errors import UserError
+from lorakit.recipe.schema import Train
 
 _MOST_DRAWN = 1 << 28  # an epoch's order is held in memory, some 40 bytes a row
 
@@ -60,3 +61,8 @@ class Mixture:
         if drawn >= 1:
             bound = f"more than {_MOST_DRAWN:,}. Write smaller ones"
         raise UserError(f"data.train: with these weights an epoch draws {drawn:.2g} rows, {bound}.")
+
+
+def rows_per_step(train: Train, mean: float) -> int:
+    """The rows of a step whose tokens the recipe gives, where a row has `mean` tokens; else its `batch_size`."""
+    return train.batch_size if train.batch_tokens is None else max(1, round(train.batch_tokens / max(mean, 1)))

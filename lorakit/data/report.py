@@ -98,6 +98,11 @@ class Report:
     notes: dict[str, int] = field(default_factory=dict)
     tasks: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def mean_length(self) -> float:
+        """The tokens of an example on average."""
+        return self.tokens / max(self.examples, 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, under the keys of manifests and of --json; `from_dict` is the inverse."""
         facts = _renamed(asdict(self), _KEYS)

@@ -130,7 +130,10 @@ def is_file(source: Source) -> bool:
 
 
 def source_name(source: Source) -> str:
-    return show_path(Path(source.path)) if is_file(source) else f"{source.path}[{source.split}]"
+    if is_file(source):
+        return show_path(Path(source.path))
+    files = source.data_files if isinstance(source.data_files, list) else [source.data_files]
+    return f"{source.path}[{', '.join(filter(None, (source.subset, *files, source.split)))}]"
 
 
 def source_hashes(source: Source) -> dict[str, str]:
@@ -288,8 +291,9 @@ def load_hub_dataset(source: Source) -> Any:
     """The `datasets.Dataset` of a hub id; a `UserError` with the library's reason where it could not be loaded."""
     import datasets
 
+    place = {"split": source.split, "revision": source.revision, "data_files": source.data_files}
     try:
-        return datasets.load_dataset(source.path, split=source.split, revision=source.revision)
+        return datasets.load_dataset(source.path, source.subset, **place)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = f"not a file on disk, and no hub dataset of this name could be loaded: {reason}"

@@ -15,6 +15,7 @@ from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.example_arrays import TextLengths
 from lorakit.data.examples import examples_of
+from lorakit.data.mixture import rows_per_step
 from lorakit.data.report import ReasonCounts, Report
 from lorakit.data.rows import IGNORED, Row, block_of
 from lorakit.data.sources import open_source
@@ -22,7 +23,7 @@ from lorakit.data.worker import Rules, Worker
 from lorakit.errors import UserError
 from lorakit.progress import Progress
 from lorakit.recipe.problem import show_path
-from lorakit.recipe.schema import Data, Source
+from lorakit.recipe.schema import Data, Source, Train
 
 _QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 _BARS = 12
@@ -90,9 +91,7 @@ class Survey:
         }
 
 
-def survey(
-    settings: Data, template: ChatTemplate, batch_size: int, seed: int, attention_at: float, progress: Progress
-) -> Survey:
+def survey(settings: Data, template: ChatTemplate, training: Train, attention_at: float, progress: Progress) -> Survey:
     """Read, render and check every row that a recipe names; raises as `examples_of`. `attention_at`: the length in
     tokens at which the model's attention costs as much as its matrix products. A check whose action is `error` reports
     here (`stopping`)."""
@@ -113,7 +112,7 @@ def survey(
         lengths=dict(zip(_QUANTILES, map(int, quantiles), strict=True)),
         bins=histogram(texts.length),
         limits=limits(texts, settings.max_length, attention_at),
-        padding=padding(train.lengths(), batch_size, seed),
+        padding=padding(train.lengths(), rows_per_step(training, train.report.mean_length), training.seed),
         actions=settings.clean.model_dump(),
         findings=findings,
     )

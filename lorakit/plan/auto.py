@@ -9,6 +9,7 @@ from typing import Any
 
 from lorakit.amounts import counted, gibibytes
 from lorakit.data.micro_batches import cut_micro_batches
+from lorakit.data.mixture import rows_per_step
 from lorakit.errors import UserError
 from lorakit.hardware.devices import ONE_DEVICE, Devices
 from lorakit.hardware.gpus import slowest_gpu
@@ -32,13 +33,14 @@ _PREFERRED = ("none", "fsdp")
 _SHARES_BASE = ("fsdp", "zero-3")
 # Steps of 8 rows of 1,000 tokens took a processor as long at 4 rows at once as at 8, at half the memory.
 _PROCESSOR_TOKENS = 4096
+_BATCH = "train.batch_size"
 # Exponents of the Tinker cookbook's formula for LoRA's learning rate, by model family.
 _RATE_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A value that lorakit chose where the recipe says `auto`, and why."""
+    """A value that lorakit chose where the recipe says `auto`, or leaves it to another key, and why."""
 
     path: str
     value: Any
@@ -46,7 +48,7 @@ class Choice:
 
     def __str__(self) -> str:
         value = str(self.value).lower() if isinstance(self.value, bool) else self.value
-        return f"{self.path}: auto is {value}: {self.reason}"
+        return f"{self.path}: {'' if self.path == _BATCH else 'auto is '}{value}: {self.reason}"
 
 
 def resolve_auto(
@@ -76,6 +78,11 @@ def resolve_auto(
         choices.append(Choice(path, value, reason))
         return value
 
+    if tokens := recipe.train.batch_tokens:
+        rows_a_step = rows_per_step(recipe.train, mean or recipe.data.max_length)
+        recipe = with_values(recipe, {_BATCH: rows_a_step})
+        if mean:
+            choose(_BATCH, rows_a_step, f"they have {tokens:,} tokens (batch_tokens) at {mean:,.0f} a row on average")
     if info and info.stored:
         refuse_quantization(info.stored, model.base, effective_model(recipe), trains_all(recipe.adapter))
     buffers = info is not None and info.stored is not None and info.stored.quantization in ("gptq", "awq")
@@ -123,6 +130,7 @@ def resolve_auto(
     if recipe.train.learning_rate == "auto":
         choose("train.learning_rate", *default_learning_rate(recipe, info))
     values = {choice.path: choice.value for choice in choices}
+    values |= {"train.batch_tokens": None} if _BATCH in values else {}
     return with_values(recipe, values), tuple(choices)
 
 

@@ -283,13 +283,15 @@ def _on_this_machine(source: Source) -> Source | None:
 
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    if source.data_files is not None:
+        return None
     wanted = re.compile(rf"-{re.escape(source.split)}(-\d+-of-\d+)?\.arrow$")
     shards = [
         path
         for folder in (cache.iterdir() if cache.is_dir() else ())
         if folder.is_dir() and letters(folder.name) == letters(source.path)
         for path in folder.rglob("*.arrow")
-        if wanted.search(path.name)
+        if wanted.search(path.name) and source.subset in (None, path.relative_to(folder).parts[0])
     ]
     if not shards:
         return None

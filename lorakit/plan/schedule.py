@@ -28,23 +28,24 @@ def warmup_steps(settings: Train, steps: int) -> int:
     return min(round(settings.warmup * steps), steps - 1)
 
 
-def rate_share(step: int, schedule: str, warmup: int, steps: int) -> float:
+def rate_share(step: int, schedule: str, warmup: int, steps: int, least: float = 0.0) -> float:
     """The share of the peak rate that the step behind `step` others learns with. It rises evenly from above zero, since
-    a step at rate 0 trains nothing, and falls as transformers' schedules do."""
+    a step at rate 0 trains nothing, and falls to the share `least` as transformers' schedules do."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, steps - warmup)
     shares = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-    return max(0.0, shares[schedule])
+    return least + (1 - least) * max(0.0, shares[schedule])
 
 
 def describe_schedule(settings: Train, steps: int, held_out: bool) -> list[str]:
     """What is told before a run begins: its steps and rate, and when it evaluates and saves."""
     warmup = warmup_steps(settings, steps)
     rises = f"after {counted(warmup, 'step')} of warm-up" if warmup else "no warm-up"
+    falls = f" to {settings.min_rate:.3g} of it" if settings.min_rate else ""
     lines = [
         f"steps: {steps:,} of {counted(settings.batch_size, 'row')}; learning rate "
-        f"{float(settings.learning_rate):.3g}, {settings.schedule}, {rises}"
+        f"{float(settings.learning_rate):.3g}, {settings.schedule}{falls}, {rises}"
     ]
     evaluated = [("held-out loss", "eval_every")] if held_out else []
     for what, key in (*evaluated, ("checkpoints", "save_every")):

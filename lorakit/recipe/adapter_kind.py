@@ -53,4 +53,8 @@ def unread_keys(recipe: Recipe) -> dict[str, str]:
         unread = dict.fromkeys([f"adapter.{key}" for key in INHERITED], reason)
     if quantization in ("none", "q8"):
         unread["model.double_quant"] = f"it would be ignored, since model.quantization is {quantization}"
+    if recipe.train.batch_tokens is not None:
+        unread["train.batch_size"] = "train.batch_tokens says how large a step is"
+    if recipe.train.schedule == "constant":
+        unread["train.min_rate"] = "the schedule constant does not fall"
     return unread

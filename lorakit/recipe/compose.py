@@ -14,7 +14,7 @@ from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_file, read_t
 
 LONGEST_CHAIN = 20
 # Two ways to say one thing: whoever writes one of them over another file or with `--set` means it instead of the other.
-_PAIRS = (("steps", "epochs"), ("jinja", "jinja_text"), ("system", "system_file"))
+_PAIRS = (("steps", "epochs"), ("jinja", "jinja_text"), ("system", "system_file"), ("batch_size", "batch_tokens"))
 _INSTEAD_OF = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
 
 

@@ -75,6 +75,11 @@ _KEYS: dict[tuple[str, str], str] = {
     ("train.learning_rate", ""): "lr",
     ("train.lora_plus", ""): "loraplus_lr_embedding loraplus_lr_ratio",
     ("train.optimizer", ""): "optim",
+    ("train.betas: [0.9, 0.999]", ""): "adam_beta1 adam_beta2 beta1 beta2",
+    ("train.epsilon", ""): "adam_epsilon adam_eps eps",
+    ("train.min_rate", "It is a share of the peak rate"): """
+        cosine_min_lr_ratio min_lr_ratio min_lr_rate min_lr lr_scheduler_kwargs""",
+    ("train.batch_tokens", ""): "tokens_per_step tokens_per_batch max_batch_tokens",
     ("train.epochs", ""): "num_epochs n_epochs num_train_epochs max_epochs",
     ("train.steps", ""): "max_steps max_steps_per_epoch iters max_iters",
     ("train.seed", ""): "random_state data_seed random_seed",
@@ -116,8 +121,9 @@ them in one section only."""
 
 _OF_A_SOURCE = {
     "format": "type dataset_type",
-    "path": "name dataset data_files file",
+    "path": "name dataset file",
     "take": "samples num_samples max_samples",
+    "subset": "config config_name dataset_config subset_name configuration",
     "weight": "prob probability",
 }
 """Our key of a source of rows -> theirs."""
@@ -188,9 +194,8 @@ _NO_COUNTERPART: dict[str, str] = {
         curriculum_sampling shuffle_dataset mix_strategy interleave_probs""",
     "it evaluates as many rows at once as fit": """
         per_device_eval_batch_size eval_batch_size eval_accumulation_steps eval_sample_packing val_batches""",
-    "it has AdamW with torch's betas and epsilon": """
-        adam_beta1 adam_beta2 adam_epsilon adam_eps beta1 beta2 betas eps optim_args optimizer_args momentum
-        use_galore use_badam use_apollo lr_scheduler_kwargs""",
+    "it has AdamW alone, with betas, epsilon and weight decay": """
+        optim_args optimizer_args momentum use_galore use_badam use_apollo""",
     "it trains the adapter's matrices alone, by the plain cross-entropy of the answers": """
         label_smoothing_factor loss neftune_noise_alpha noisy_embedding_alpha loss_type bias lora_bias use_bias
         lora_task_type task_type use_peft inference_mode fan_in_fan_out loftq_config freeze_trainable_layers

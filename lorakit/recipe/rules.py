@@ -58,7 +58,7 @@ def system_text_is_written_once(recipe: Recipe, written: Written) -> Conflicts:
         yield ("evaluate", "baselines", "system_file"), reason, "Leave one of the two out."
 
 
-@reads("adapter", "model.quantization", "model.double_quant", "train.lora_plus")
+@reads("adapter", "model.quantization", "model.double_quant", "train")
 def keys_are_read(recipe: Recipe, written: Written) -> Conflicts:
     """A key that nothing would read, such as `model.double_quant` without 4 bits, is not written."""
     source = initial_adapter(recipe.adapter)
@@ -205,11 +205,11 @@ def warmup_ends(recipe: Recipe, written: Written) -> Conflicts:
         yield ("train", "warmup"), reason, remedy
 
 
-@reads("train.micro_batch", "train.batch_size")
+@reads("train.micro_batch", "train.batch_size", "train.batch_tokens")
 def micro_batch_fits(recipe: Recipe, written: Written) -> Conflicts:
     """`train.micro_batch` is at most `train.batch_size`."""
     micro, batch = recipe.train.micro_batch, recipe.train.batch_size
-    if isinstance(micro, int) and micro > batch:
+    if isinstance(micro, int) and micro > batch and recipe.train.batch_tokens is None:
         reason = f"{micro} rows in memory are more than the {batch} rows of batch_size"
         yield ("train", "micro_batch"), reason, f"Write {batch} or less, or auto."
 
@@ -291,6 +291,20 @@ def sources_are_distinct(recipe: Recipe, written: Written) -> Conflicts:
         trained = {**(dict.fromkeys(rows, path) if is_trained else {}), **trained}
 
 
+@reads("data.train", "data.eval")
+def hub_keys_are_read(recipe: Recipe, written: Written) -> Conflicts:
+    """`subset` and `data_files` are written for a hub dataset alone."""
+    for path, source in _sources(recipe):
+        if isinstance(source, Source) and is_path(source.path):
+            for key in ("subset", "data_files"):
+                if getattr(source, key) is not None:
+                    yield (
+                        (*path, key),
+                        "it would be ignored: path is a file, a folder or a pattern",
+                        "Remove it, or name the file by path.",
+                    )
+
+
 @reads("data.format", "data.train", "data.eval")
 def formats_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
     """A `format` that is a mapping, of the data or of a source, names one format, and its settings fit each other."""
@@ -364,11 +378,11 @@ def _name(source: str | Source, rows: tuple[str, ...]) -> str:
 
 
 def _rows(source: str | Source) -> set[tuple[str, ...]]:
-    """What tells rows apart: each file of a source, or the hub dataset with its split and revision."""
+    """What tells rows apart: each file of a source, or the hub dataset with what names its rows there."""
     source = source if isinstance(source, Source) else Source(path=source)
     path = source.path
     if not is_path(path):
-        return {(path, source.split, source.revision)}
+        return {(path, str(source.subset), str(source.data_files), source.split, source.revision)}
     several = os.path.isdir(path) or is_pattern(path)  # noqa: PTH112
     try:
         return {(os.path.realpath(file),) for file in (data_files(Path(path)) if several else (path,))}

@@ -154,8 +154,12 @@ class Source(Section):
 
     path: DataRef
     """A file (JSON, JSONL, CSV, Parquet and others), a folder or pattern of files, or a hub dataset id."""
+    subset: NotEmpty | None = None
+    """The configuration of a hub dataset, such as `main`; null takes its default."""
+    data_files: NotEmpty | Annotated[list[NotEmpty], Field(min_length=1)] | None = None
+    """Files of a hub dataset, such as `data/train.jsonl`, or a list of them; null takes those of the split."""
     split: str = "train"
-    """The split of a hub dataset."""
+    """The split of a hub dataset, or a part of it such as `train[:10%]`."""
     revision: str = "main"
     """The branch, tag or commit of a hub dataset."""
     format: Format | None = None
@@ -246,7 +250,9 @@ class Train(Section):
     steps: PositiveInt | None = None
     """Optimizer steps."""
     batch_size: PositiveInt = 16
-    """Rows per optimizer step, over all micro-batches."""
+    """Rows per optimizer step, over all micro-batches. Write this or `batch_tokens`."""
+    batch_tokens: PositiveInt | None = None
+    """Tokens per optimizer step: `batch_size` becomes as many rows as have them on average."""
     micro_batch: PositiveInt | Auto = "auto"
     """Rows of the longest length in memory at once, or more shorter ones in the same room. It changes speed and \
 memory, not the result."""
@@ -259,10 +265,16 @@ memory, not the result."""
 there anyway without a GPU."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
+    min_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of the peak rate to which cosine and linear fall."""
     warmup: Warmup = 0.03
     """How long the learning rate rises, from above zero. A fraction that rounds to 0 steps means no warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's weight decay."""
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """How much of AdamW's mean of gradients, and of their squares, a step keeps."""
+    epsilon: PositiveFloat = 1e-8
+    """What AdamW adds to the root of the squares."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     gradient_checkpointing: bool | Auto = "auto"

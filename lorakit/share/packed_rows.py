@@ -26,6 +26,9 @@ from lorakit.share.archive import why_refused
 _COMPARING = ("duplicates", "near_duplicates", "contradictions", "style", "near_leakage")
 
 
+_LOCAL = {"subset": None, "data_files": None, "split": "train", "revision": "main"}  # of a source that lies in a file
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """Rows to pack: the data section whose paths lead to them below the run's folder, each file by its name there, and
@@ -116,7 +119,7 @@ def write_held_out(
         files[name].parent.mkdir(parents=True)
         word = _write_records(source, places[number], files[name], remedy)
         update = {"path": str(files[name]), "format": word, "take": None, "weight": 1.0}
-        written.append(source.model_copy(update=update | {"split": "train", "revision": "main"}))
+        written.append(source.model_copy(update=update | _LOCAL))
     checks = {name: "report" for name in _COMPARING if getattr(data.clean, name) != "off"} | {"leakage": "fix"}
     section = data.model_copy(update={"eval": written, "clean": data.clean.model_copy(update=checks)})
     again = held_out_of(section, prepared.rows.template, Silent())

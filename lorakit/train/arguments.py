@@ -56,6 +56,9 @@ def training_arguments(prepared: Prepared, run: Run) -> SFTConfig:
         gradient_accumulation_steps=1,  # the trainer's batch is a whole step
         learning_rate=float(settings.learning_rate),
         weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_epsilon=settings.epsilon,
         max_grad_norm=settings.max_grad_norm,
         optim=OPTIMIZERS[settings.optimizer],
         seed=settings.seed,

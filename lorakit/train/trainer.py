@@ -242,7 +242,13 @@ class SupervisedTrainer(SFTTrainer):
         """The rate of every step as the recipe's schedule has it."""
         if self.lr_scheduler is None:
             warmup = warmup_steps(self.settings, self.prepared.steps)
-            share = partial(rate_share, schedule=self.settings.schedule, warmup=warmup, steps=num_training_steps)
+            share = partial(
+                rate_share,
+                schedule=self.settings.schedule,
+                warmup=warmup,
+                steps=num_training_steps,
+                least=self.settings.min_rate,
+            )
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.hooks.rate_share or share)
             self._created_lr_scheduler = True
         return self.lr_scheduler
