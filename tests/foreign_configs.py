@@ -110,7 +110,9 @@ AXOLOTL_CASES = {
         "deepspeed: deepspeed_configs/zero2.json\ndataset_exact_deduplication: true\n",
         {"train.eval_every": 50, "data.clean.duplicates": "fix", "train.sharding": "auto"},
     ),
-    "packed": Case("sample_packing: true\npad_to_sequence_len: true\n", {}, ("sample_packing",)),
+    "packed": Case(
+        "sample_packing: true\npad_to_sequence_len: true\n", {"train.batch_tokens": 3072, "data.packing": "on"}
+    ),
     "prompts as plain text": Case(
         "base_model: Qwen/Qwen2.5-0.5B\ndatasets:\n  - path: org/rows\n    type: alpaca\nchat_template: chatml\n",
         {"data.train.format.template.assistant": "{output}", "data.train_on": "assistant"},

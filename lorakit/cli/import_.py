@@ -112,6 +112,8 @@ def _print(result: "ImportResult") -> None:
     from lorakit import console
 
     console.result(f"{result.source}: a config of {result.tool}, {len(result.keys)} keys\n")
+    if result.is_other:  # one sentence says it, below
+        return
     for verdict, title in _TITLES.items():
         facts = [(f"{one.key}: {one.value}", _describe(one)) for one in result.keys if one.verdict == verdict]
         if facts:

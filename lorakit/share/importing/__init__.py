@@ -9,9 +9,10 @@ from lorakit.errors import UserError
 from lorakit.recipe.problem import one_line
 from lorakit.share.importing import axolotl, llama_factory, trl, unsloth
 from lorakit.share.importing.conversion import Conversion, finish
+from lorakit.share.importing.other_tasks import explain, other_file, other_purpose
 from lorakit.share.importing.recipe_text import check_text, recipe_text
 from lorakit.share.importing.source import ForeignConfig, read_command, read_config
-from lorakit.share.importing.verdicts import VERDICTS, FilledDefault, KeyAccount, KeyTable
+from lorakit.share.importing.verdicts import VERDICTS, FilledDefault, Harmless, KeyAccount, KeyTable, shown
 
 __all__ = ["TOOLS", "VERDICTS", "ForeignTool", "ImportResult", "import_config", "read_command", "read_config"]
 
@@ -45,7 +46,7 @@ TOOLS: dict[str, ForeignTool] = {
 @dataclass(frozen=True)
 class ImportResult:
     """What became of a config: `keys` in its order, `text` the recipe, or None with the `reason` why there is none;
-    `files` are what the recipe names beside itself."""
+    `files` are what the recipe names beside itself. `is_other`: the config is for something else than lorakit does."""
 
     tool: str
     source: str
@@ -56,6 +57,7 @@ class ImportResult:
     text: str | None
     reason: str = ""
     files: Mapping[Path, str] = field(default_factory=dict)
+    is_other: bool = False
 
     @property
     def refused(self) -> tuple[KeyAccount, ...]:
@@ -100,9 +102,10 @@ def import_config(
     """
     kind = TOOLS[tool] if tool else recognise(config)
     count = devices or config.processes or 1
-    conversion = convert(
-        kind, Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info, output=output)
-    )
+    conversion = Conversion(kind.name, config, count, rows_per_pack, row_format, dataset_info, output=output)
+    if purpose := other_purpose(conversion):
+        return _refuse_whole(conversion, kind, purpose)
+    convert(kind, conversion)
     if partial and "data.train" not in conversion.recipe:
         _leave_place_for_rows(conversion)
     text, reason = recipe_text(conversion, output), ""
@@ -114,6 +117,18 @@ def import_config(
     return ImportResult(
         kind.name, config.name, count, tuple(keys), tuple(defaults), tuple(notes), text, reason, conversion.files
     )
+
+
+def _refuse_whole(c: Conversion, kind: ForeignTool, purpose: tuple[str, str]) -> ImportResult:
+    """A config for another task: nothing of it is imported, and the key that tells is refused."""
+    key, task = purpose
+    reason = explain(purpose, shown(key, c.value(key)))
+    c.refuse(key, reason, "Import a config of supervised fine-tuning.")
+    others = [name for name in c.config.tree if name != key and not key.startswith((f"{name}.", f"{name}["))]
+    c.ignore(others, f"nothing of a config for {task} is imported")
+    finish(c, {name: Harmless(f"nothing of a config for {task} is imported") for name in c.config.tree})
+    keys = tuple(c.accounts.values())
+    return ImportResult(kind.name, c.config.name, c.devices, keys, (), (), None, reason, is_other=True)
 
 
 def _leave_place_for_rows(c: Conversion) -> None:
@@ -138,6 +153,8 @@ def recognise(config: ForeignConfig) -> ForeignTool:
     names = [name for name, score in scores.items() if score == best and best > 0]
     if len(names) == 1:
         return TOOLS[names[0]]
+    if not best and (what := other_file(config.tree)):
+        raise UserError(f"{config.name}: is {what}. Give the config of the training.")
     seen = one_line(", ".join(map(str, config.tree)), 200) or "none"
     remedy = f"Say which with --from: {', '.join(TOOLS)}."
     if names:

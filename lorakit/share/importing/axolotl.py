@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from lorakit.recipe.chat_templates import CHAT_TEMPLATES, is_named
 from lorakit.share.importing import training
 from lorakit.share.importing.axolotl_data import import_datasets
 from lorakit.share.importing.axolotl_keys import KEYS as KEYS
@@ -11,11 +10,12 @@ from lorakit.share.importing.base_model import (
     base_model,
     default_targets,
     lora_kind,
-    own_special_tokens,
     quantization,
+    remote_code,
 )
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.source import as_flag, as_number
+from lorakit.share.importing.special_tokens import special_tokens
 from lorakit.share.importing.verdicts import shown
 
 NAME = "Axolotl"
@@ -30,7 +30,8 @@ _LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 _LINEAR |= {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2", "c_attn", "c_proj", "c_fc"}
 
 
-_SPEED_PLUGINS = """
+_HARMLESS_PLUGINS = """
+    axolotl.integrations.swanlab.SwanLabPlugin
     axolotl.integrations.liger.LigerPlugin axolotl.integrations.liger.plugin.LigerPlugin
     axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin axolotl.integrations.kernels.KernelsPlugin
     axolotl.integrations.lm_eval.LMEvalPlugin axolotl.integrations.liger axolotl.integrations.cut_cross_entropy"""
@@ -39,6 +40,7 @@ _SPEED_PLUGINS = """
 def convert(c: Conversion) -> None:
     """Read every key that has a counterpart."""
     base_model(c, "base_model", "model_revision" if c.has("model_revision") else "revision_of_model")
+    remote_code(c, "trust_remote_code")
     training.number_format(c, "bf16", "fp16", _default_format(c), _more_formats(c))
     _quantization(c)
     _attention(c)
@@ -55,6 +57,8 @@ def convert(c: Conversion) -> None:
     training.optimizer(c, "optimizer", "adamw_torch_fused")
     c.map("train.weight_decay", float(c.number("weight_decay", 0.0)), "weight_decay")
     c.map("train.max_grad_norm", float(c.number("max_grad_norm", 1.0)), "max_grad_norm")
+    training.adam(c)
+    _least_rate(c)
     c.map("train.seed", c.whole("seed", 42), "seed")
     training.gradient_checkpointing(c, "gradient_checkpointing")
     training.sharding(c)
@@ -63,6 +67,19 @@ def convert(c: Conversion) -> None:
     if c.flag("dataset_exact_deduplication"):
         c.map("data.clean", {"duplicates": "fix"}, "dataset_exact_deduplication")
     c.map("output.dir", c.text("output_dir", "./model-out"), "output_dir")
+
+
+def _least_rate(c: Conversion) -> None:
+    key = "cosine_min_lr_ratio"
+    share = c.number(key)
+    if share is None:
+        return
+    if str(c.value("lr_scheduler", "cosine")) != "cosine":
+        c.ignore(key, "it goes with cosine alone")
+    elif 0 <= share < 1:
+        c.map("train.min_rate", float(share), key)
+    else:
+        c.refuse(key, "the rate would not fall", "Write lr_scheduler: constant_with_warmup, or a share below 1.")
 
 
 def _default_format(c: Conversion) -> str:
@@ -108,8 +125,7 @@ def _attention(c: Conversion) -> None:
     on = [key for key in switches if c.has(key) and c.flag(key)]
     note = "the result is the same with each"
     if c.has("attn_implementation"):
-        word = str(c.value("attn_implementation"))
-        c.map("model.attention", training.ATTENTIONS.get(word, "auto"), "attn_implementation", note)
+        training.attention(c, "attn_implementation")
     elif on:
         c.map("model.attention", switches[on[0]], on[0], note)
     c.ignore([key for key in switches if key not in on[:1]], "attention does not change the result")
@@ -228,8 +244,6 @@ def _batch(c: Conversion) -> None:
             c.account("batch_size", "mapped", to="train.batch_size")
             return
     training.batch_size(c, *_BATCH, "sample_packing" if packs else "")
-    if packs and not c.rows_per_pack:
-        return
     c.map("data.packing", "on" if packs else "auto", "sample_packing", "rows never see each other, packed or not")
 
 
@@ -280,17 +294,12 @@ def _list(value: Any) -> list[str]:
 def settle_rest(c: Conversion) -> None:
     """Keys whose value decides: plugins for speed alone, and special tokens."""
     plugins = c.value("plugins")
-    if plugins and all(str(plugin) in _SPEED_PLUGINS.split() for plugin in _list(plugins)):
-        c.ignore("plugins", "kernels for speed, or scores after training: the result is the same")
-    own, template = own_special_tokens(c), str(c.recipe.get("model.chat_template"))
+    if plugins and all(str(plugin) in _HARMLESS_PLUGINS.split() for plugin in _list(plugins)):
+        c.ignore("plugins", "kernels for speed, trackers, or scores after training: the result is the same")
+    base = str(c.value("base_model", ""))
+    if str(c.value("tokenizer_config", base)) == base:
+        c.ignore("tokenizer_config", "it is the base's own tokenizer")
     if isinstance(c.value("tokens"), list):
         added_tokens(c, {"tokens": _list(c.value("tokens"))})
     for key in ("special_tokens", "tokens"):  # `tokens` was a mapping in earlier versions
-        special = c.value(key)
-        for name, token in special.items() if isinstance(special, dict) else ():
-            if name == "pad_token":
-                c.ignore(f"{key}.pad_token", "padding is never trained on nor seen")
-            elif token is not None and own.get(name) == token:
-                c.account(f"{key}.{name}", "same", reason="it is the base's own")
-            elif name == "eos_token" and is_named(template) and token == CHAT_TEMPLATES[template].end_of_turn:
-                c.account(f"{key}.{name}", "same", reason=f"{template} ends turns with it, and answers end there")
+        special_tokens(c, key)

@@ -3,27 +3,20 @@
 from dataclasses import replace
 from typing import Any
 
+from lorakit.share.importing import prompts
 from lorakit.share.importing.chat_templates import chat_template
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import (
     ImportedSource,
     conversations,
     read_place,
-    refuse_configuration,
-    refuse_part,
+    read_split,
+    read_subset,
     write_sources,
     write_training,
 )
-from lorakit.share.importing.paths import is_local, local_path, remote_reason
-from lorakit.share.importing.prompts import (
-    ALPACA,
-    ALPACA_CHAT,
-    QUESTION_CHAT,
-    PlainPrompt,
-    template_format,
-    unknown_places,
-    write_plain_template,
-)
+from lorakit.share.importing.paths import local_path, remote_reason
+from lorakit.share.importing.prompts import PlainPrompt, template_format, unknown_places, write_plain_template
 
 _PARTIAL = "Import with --partial, and write the source's format into the recipe."
 _RAW = "Axolotl writes this prompt as plain text of its own"
@@ -36,15 +29,32 @@ _ROLES = {
     "tool": "tool",
 }
 
+_CONVERSATIONS = {"llama-3": "llama3", "mistral": "mistral_v1"}
+"""A conversation of FastChat's -> the chat template of Axolotl's that writes the same."""
+
 RowKind = tuple[Any, dict[str, str], str, bool]
 """A source's format, columns, what is trained of it, and whether its rows are documents."""
 
+_QUESTIONS = {"instruction": "question", "output": "answer"}
 _PLAIN_PROMPTS = {
-    **dict.fromkeys(("alpaca", "alpaca:instruct", "alpaca_instruct", "alpaca_instruct.load"), ALPACA),
-    **dict.fromkeys(("alpaca:chat", "alpaca_chat", "alpaca_chat.load"), ALPACA_CHAT),
-    "alpaca_chat.load_qa": QUESTION_CHAT,
-    "alpaca_instruct.load_qa": replace(ALPACA, columns=QUESTION_CHAT.columns),
-    "gpteacher": replace(ALPACA, columns={**ALPACA.columns, "output": "response"}),
+    **dict.fromkeys(("alpaca", "alpaca:instruct", "alpaca_instruct", "alpaca_instruct.load"), prompts.ALPACA),
+    **dict.fromkeys(("alpaca:chat", "alpaca_chat", "alpaca_chat.load"), prompts.ALPACA_CHAT),
+    "alpaca:chatml": prompts.ALPACA_CHATML,
+    "alpaca:phi": prompts.ALPACA_PHI,
+    "alpaca_instruct.load_no_prompt": prompts.UNPROMPTED,
+    "alpaca_chat.load_no_prompt": prompts.UNPROMPTED_CHAT,
+    "alpaca_chat.load_concise": prompts.ALPACA_CONCISE,
+    "alpaca_chat.load_qa": replace(prompts.ALPACA_CONCISE, columns=_QUESTIONS),
+    "alpaca_chat.load_camel_ai": replace(
+        prompts.ALPACA_CONCISE, columns={"instruction": "message_1", "output": "message_2"}
+    ),
+    **dict.fromkeys(("alpaca_w_system", "alpaca_w_system.load", "alpaca_w_system.load_chat"), prompts.SYSTEM_CHAT),
+    "alpaca_w_system.load_instruct": prompts.SYSTEM_INSTRUCT,
+    "alpaca_w_system.load_open_orca": prompts.ORCA,
+    "alpaca_w_system.load_open_orca_chatml": prompts.ORCA_CHATML,
+    **dict.fromkeys(("context_qa", "context_qa.load"), prompts.CONTEXT),
+    "gpteacher": replace(prompts.ALPACA, columns={**prompts.ALPACA.columns, "output": "response"}),
+    "oasst": replace(prompts.ALPACA, columns={"instruction": "INSTRUCTION", "output": "RESPONSE"}),
 }
 """Types whose prompts are plain text -> the prompt (axolotl/prompters.py)."""
 
@@ -90,16 +100,8 @@ def _read_list(c: Conversion, name: str) -> list[ImportedSource]:
 def _read_entry(c: Conversion, at: str, entry: dict[str, Any]) -> list[ImportedSource]:
     split = str(entry.get("split") or "train")
     sources = read_place(c, at, "path", "data_files", split)
-    if not refuse_part(c, f"{at}.split") and c.has(f"{at}.split"):
-        here = sources and is_local(c, sources[0].path)
-        c.account(
-            f"{at}.split",
-            "without effect" if here else "mapped",
-            reason="a file has one split" if here else "",
-            to="" if here else f"split: {split}",
-        )
-    if c.has(f"{at}.name"):
-        refuse_configuration(c, f"{at}.name")
+    read_split(c, f"{at}.split", sources)
+    read_subset(c, f"{at}.name", sources)
     c.ignore(f"{at}.ds_type", "the file's name tells its kind")
     if str(entry.get("ds_type")) == "text":
         c.refuse(f"{at}.ds_type", "Axolotl makes a row of each line, and lorakit of each document", "Write JSON Lines.")
@@ -168,6 +170,8 @@ def _chat(c: Conversion, at: str, entry: dict[str, Any], everything: str) -> Row
             c.account(f"{at}.{field}", "same" if theirs == ours else "mapped", to=f"columns: {{{ours}: {theirs}}}")
     trains = _trained_roles(c, at, entry, everything)
     _source_template(c, at, entry)
+    if trains == "all" and c.flag("train_on_inputs"):
+        c.note("train_on_inputs: lorakit trains the marks around messages too, Axolotl their texts alone.")
     return form, columns, trains, False
 
 
@@ -260,12 +264,11 @@ def _old_sharegpt(c: Conversion, at: str, entry: dict[str, Any], everything: str
     if c.has(f"{at}.conversation"):
         name = str(entry["conversation"])
         if name != str(c.value("chat_template", "")):
-            chat_template(c, f"{at}.conversation", {"llama-3": "llama3"}.get(name, name))
+            chat_template(c, f"{at}.conversation", _CONVERSATIONS.get(name, name))
         else:
             c.account(f"{at}.conversation", "same", reason="as the whole config's chat_template")
     elif not c.has("chat_template"):
-        reason = "without `conversation` and `chat_template` Axolotl writes these rows in Vicuna's form"
-        c.refuse(f"{at}.type", reason, "Write type: chat_template, or import with --partial.")
+        chat_template(c, f"{at}.type", "vicuna_v1.1")
     return "sharegpt", {"conversations": column} if column != "conversations" else {}, everything, False
 
 

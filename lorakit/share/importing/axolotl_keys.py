@@ -24,7 +24,7 @@ _HARMLESS = {
     hub_model_id hub_strategy hub_revision push_dataset_to_hub hf_use_auth_token hub_private_repo push_to_hub""",
     "lorakit keeps prepared rows in its own cache, and reads them with the processes that the machine has": """
     dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory dataloader_pin_memory
-    dataloader_num_workers dataloader_prefetch_factor preprocess_iterable is_preprocess skip_prepare_dataset
+    dataloader_num_workers dataloader_prefetch_factor preprocess_iterable is_preprocess
     remove_unused_columns num_dataset_shards_to_save streaming_multipack_buffer_size""",
     "which device and how many is an option of the command (lorakit train --devices N)": """
     device device_map world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers
@@ -37,7 +37,7 @@ _HARMLESS = {
     flash_attn_fuse_mlp flash_optimum unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o
     unsloth_rms_norm unsloth_rope lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels
     liger_rope liger_rms_norm liger_glu_activation liger_swiglu liger_layer_norm liger_cross_entropy
-    liger_fused_linear_cross_entropy liger_rms_norm_gated liger_use_token_scaling cut_cross_entropy torch_compile
+    liger_fused_linear_cross_entropy liger_rms_norm_gated cut_cross_entropy torch_compile
     torch_compile_backend torch_compile_mode gradient_checkpointing_kwargs activation_offloading layer_offloading
     llama4_linearized_experts qlora_sharded_model_loading chunked_cross_entropy chunked_cross_entropy_num_chunks
     selective_checkpointing pad_to_multiple_of gemma4_hybrid_attn_impl large_head_attention flash_attn_d512
@@ -46,6 +46,9 @@ _HARMLESS = {
     moe_bnb_fast tiled_mlp tiled_mlp_use_original_mlp tiled_mlp_num_shards gc_steps gc_collect_steps
     torch_empty_cache_steps flex_attn_compile_kwargs attention embeddings_skip_upcast peft_autocast_adapter_dtype
     fp32_norms_class dynamic_checkpoint""",
+    "the checkpoint itself says how it is quantized, and lorakit reads it": """
+    gptq gptq_disable_exllama gptq_groupsize gptq_model_v1 gptq_use_triton""",
+    "train.micro_batch: auto finds what fits, and leaves the batch as it is": "auto_find_batch_size",
     "lorakit batches rows by length and shuffles them by train.seed": "group_by_length shuffle_merged_datasets "
     "shuffle_before_merging_datasets",
     "lorakit evaluates as many rows at once as fit": "eval_batch_size eval_accumulation_steps eval_sequence_len",
@@ -119,10 +122,10 @@ _REFUSED = (
         relora_warmup_steps relora_anneal_steps relora_prune_ratio relora_prune_method relora_cpu_offload
         jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps lisa_n_layers
         lisa_step_interval lisa_layers_attribute=model.layers lora_target_parameters peft_layer_replication
-        peft_layers_pattern peft_trainable_token_indices peft_ensure_weight_tying gptq gptq_disable_exllama
-        gptq_groupsize gptq_model_v1
+        peft_layers_pattern peft_trainable_token_indices peft_ensure_weight_tying
         embedding_lr embedding_lr_scale lr_groups optim_target_modules use_dft use_eaft eaft_alpha eaft_k loss_type
-        router_aux_loss_coef s2_attention sage_attention fix_untrained_tokens use_pose pose_split_on_token_ids
+        liger_use_token_scaling router_aux_loss_coef s2_attention sage_attention fix_untrained_tokens use_pose
+        pose_split_on_token_ids
         pose_max_context_len pose_num_chunks spectrum_top_fraction spectrum_model_name galore_rank torchdistx_path
         output_router_logits expert_parallel reinit_weights trainer_cls scaling_softmax scaling_softmax_factor
         scaling_softmax_bias fp32_norms fp32_norm_classes use_onebitllms mora dense_mixer grokfast_alpha
@@ -134,9 +137,9 @@ _REFUSED = (
         dsv4_fp4_grouped_mode gemma4_fp8_nonexpert gemma4_nf4_nonexpert""",
     ),
     (
-        "lorakit's schedules are cosine and linear, down to 0, and constant",
+        "lorakit's schedules are cosine and linear, down to 0 or a share of the peak, and constant",
         _PARTIAL,
-        "cosine_min_lr_ratio=0 cosine_constant_lr_ratio=1 lr_quadratic_warmup lr_div_factor",
+        "cosine_constant_lr_ratio=1 lr_quadratic_warmup lr_div_factor",
     ),
     (
         "lorakit has no such number format",
@@ -155,8 +158,8 @@ _REFUSED = (
         "lorakit has nothing for it, and it changes which rows are trained",
         _PARTIAL,
         """
-        min_sample_len=2 curriculum_sampling dataset_shard_num dataset_shard_idx dataloader_drop_last
-        auto_find_batch_size max_packed_sequence_len mixed_dataset_weights""",
+        skip_prepare_dataset min_sample_len=2 curriculum_sampling dataset_shard_num dataset_shard_idx
+        dataloader_drop_last max_packed_sequence_len mixed_dataset_weights""",
     ),
     (
         "a plugin runs code of its own, which lorakit does not",
@@ -227,6 +230,7 @@ KEYS: dict[str, Any] = {
         warmup_steps warmup_ratio optimizer weight_decay max_grad_norm seed gradient_checkpointing val_set_size
         eval_steps evals_per_epoch eval_strategy evaluation_strategy save_steps saves_per_epoch save_strategy
         save_total_limit early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better
-        output_dir dataset_exact_deduplication lora_rank_pattern lora_alpha_pattern chat_template_kwargs""",
+        cosine_min_lr_ratio output_dir dataset_exact_deduplication lora_rank_pattern lora_alpha_pattern
+        chat_template_kwargs""",
     ),
 }

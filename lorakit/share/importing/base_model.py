@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorakit.data.template_tokens import tokens_in
+from lorakit.model.config_values import read_json
 from lorakit.plan.model_info import find_config, find_model_folder
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.paths import local_path, remote_reason
@@ -38,28 +39,6 @@ PEFT_TARGETS: dict[str, list[str]] = {
 }
 """The modules that PEFT chooses for a model_type where a config names none (peft/utils/constants.py)."""
 
-_SPECIAL_TOKENS = (
-    (
-        r"llama-?2|codellama|tinyllama|(?<!c)mistral|mixtral|vicuna|zephyr|solar|open_llama",
-        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-    ),
-    (
-        r"llama-3(?:\.\d)?-[\w.]*b-instruct",
-        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
-    ),
-    (r"llama-3(?:\.\d)?-[\d.]+b$", {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}),
-    (r"qwen(?:2|2\.5|3)?-[\w.-]*(?:instruct|chat)|qwen3-[\d.]+b$", {"eos_token": "<|im_end|>"}),
-    (r"qwen(?:2|2\.5)-[\d.]+b$", {"eos_token": "<|endoftext|>"}),
-    (r"gemma-", {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}),
-)
-"""A part of a base's name -> the special tokens of its tokenizer_config.json."""
-
-
-def own_special_tokens(c: Conversion) -> dict[str, str]:
-    """The special tokens that the base has by itself, where its name tells them."""
-    name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
-    return next((tokens for pattern, tokens in _SPECIAL_TOKENS if re.search(pattern, name)), {})
-
 
 def added_tokens(c: Conversion, keys: Mapping[str, Sequence[str]]) -> None:
     """Texts that the tool adds to the vocabulary, by its keys. Those that the base has already are left out, as the
@@ -89,6 +68,24 @@ def base_model(c: Conversion, key: str, revision: str = "") -> None:
     c.map("model.base", local_path(c, text), key)
     if revision and c.has(revision):
         c.map("model.revision", c.text(revision), revision)
+
+
+_NO_CODE = re.compile(
+    r"llama|vicuna|alpaca|mi[sx]tral|zephyr|openhermes|hermes-[234]|tulu|solar-10|openchat|starling|qwen-?[23]|qwq"
+    r"|gemma|smollm|phi-?4\b|pythia|gpt-?neo|gpt2|gpt-j|gpt-oss|opt-\d|bloom|yi-1|stablelm-2|starcoder2|deepseek-(?:r1-"
+    r"distill|llm|coder-[\d.]+b|math)|granite|olmo|command-r|aya-|lfm2|glm-4-[\w.]*0414|falcon3|falcon-h1"
+)
+"""Names of bases whose folders hold no code: transformers has the family itself, and config.json no auto_map."""
+
+
+def remote_code(c: Conversion, key: str) -> None:
+    """`trust_remote_code` does nothing for a base that brings no code; for any other it stays refused."""
+    reference = str(c.recipe.get("model.base", ""))
+    folder = find_model_folder(reference, "main")
+    own = None if folder is None else "auto_map" in read_json(folder / "config.json")
+    name = reference.lower().rpartition("/")[2]
+    if own is False or (own is None and _NO_CODE.search(name)):
+        c.ignore(key, "the base brings no code of its own: transformers knows its family")
 
 
 def model_type(c: Conversion) -> str | None:

@@ -31,7 +31,8 @@ class Conversion:
     """`recipe` maps our dotted keys to values, `origins` to the keys of the config (none: a default of the tool);
     `settled` has the values that are ours anyway, too.
 
-    `output`: where the recipe will be; `files`: what has to lie beside it. `dataset_info`: LLaMA-Factory's list of data
+    `output`: where the recipe will be; `files`: what has to lie beside it. `end_of_turn`: the token with which the
+    config's chat template ends an answer, where it is known. `dataset_info`: LLaMA-Factory's list of data
     sets, where the command names it; `data_folder`: where it lies.
     """
 
@@ -43,6 +44,7 @@ class Conversion:
     dataset_info: Path | None = None
     data_folder: Path | None = None
     output: Path = Path("recipe.yaml")
+    end_of_turn: str = ""
     files: dict[Path, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
@@ -125,6 +127,8 @@ class Conversion:
     def write_template(self, text: str, key: str) -> None:
         """A chat template as a file beside the recipe, which `model.chat_template` names."""
         file = self.output.absolute().with_suffix(".jinja")
+        if "<|im_end|>" in text:  # of a template in the config itself; a template by name says it afterwards
+            self.end_of_turn = "<|im_end|>"
         self.files[file] = text
         self.recipe["model.chat_template"], self.origins["model.chat_template"] = str(file), [key]
         self.account(key, "mapped", to=f"model.chat_template: {file.name}")

@@ -1,5 +1,6 @@
 """Where a config's rows come from, as sources of a recipe."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from lorakit.share.importing.paths import find_local, is_local, local_path, remo
 
 BUILDERS = ("json", "jsonl", "csv", "parquet", "arrow", "text")
 """Names of readers of the library datasets, which stand where a path would."""
-_NO_CONFIGURATION = "lorakit reads a hub dataset's default configuration"
 _DOWNLOAD = "Download its files, and write their path."
 ALPACA_TEXTS = {"with_input": "{instruction}\n{input}", "without_input": "{instruction}"}
 
@@ -39,22 +39,19 @@ def read_place(c: Conversion, at: str, path_key: str, files_key: str, split: str
     none that a recipe can name, which is then said."""
     path, files = c.value(f"{at}.{path_key}"), c.value(f"{at}.{files_key}") if files_key else None
     keys = [f"{at}.{path_key}"] if files is None else [f"{at}.{path_key}", f"{at}.{files_key}"]
+    files = files.get(split) if isinstance(files, dict) else files
     names = [str(file) for file in (files if isinstance(files, list) else [files])] if files else []
-    if isinstance(files, dict) or not isinstance(path, str) or not path:
-        key = keys[-1] if isinstance(files, dict) else keys[0]
-        c.refuse(key, "it names no file, folder or hub dataset", "Write a path, or a list of paths.")
+    if not isinstance(path, str) or not path or (len(keys) == 2 and not names):
+        c.refuse(keys[-1], "it names no file, folder or hub dataset", "Write a path, or a list of paths.")
         return []
+    folder = find_local(c, path)
     if path in BUILDERS and names:
         texts, is_file = names, True
-    elif names and (folder := find_local(c, path)) is not None and folder.is_dir():
+    elif names and folder is not None and folder.is_dir():
         texts, is_file = [str(folder / name) for name in names], True
-    elif names:
-        reason = "lorakit reads a whole split of a hub dataset, not single files of it"
-        c.refuse(keys[-1], reason, _DOWNLOAD)
-        return []
     else:
         texts, is_file = [path], False
-    for text in texts:
+    for text in (*texts, *names):
         if reason := remote_reason(text):
             c.refuse(keys[-1], reason, _DOWNLOAD)
             return []
@@ -63,6 +60,7 @@ def read_place(c: Conversion, at: str, path_key: str, files_key: str, split: str
         reference = local_path(c, text, is_file or bool(data_suffix(text)))
         source = ImportedSource(reference)
         if not is_local(c, reference):
+            source.facts["data_files"] = names[0] if len(names) == 1 else names or None
             source.facts["split"] = None if split in ("train", "") else split
         elif not _exists(reference):
             c.note(f"{text} is not here yet: lorakit check will look for it.")
@@ -79,21 +77,38 @@ def _exists(path: str) -> bool:
         return False
 
 
-def refuse_configuration(c: Conversion, key: str) -> None:
-    """A dataset's configuration by name, which a recipe cannot say, unless it is the default one."""
-    if str(c.value(key, "default")) == "default":
-        c.ignore(key, "it is the default configuration")
+def read_subset(c: Conversion, key: str, sources: list[ImportedSource]) -> None:
+    """A hub dataset's configuration by name; a file has none."""
+    name = c.value(key)
+    if name is None:
+        return
+    hub = [source for source in sources if not is_local(c, source.path)]
+    for source in hub:
+        source.facts["subset"] = str(name)
+    if hub:
+        c.account(key, "mapped", to=f"subset: {name}")
     else:
-        c.refuse(key, f"{_NO_CONFIGURATION}, and this names another", _DOWNLOAD)
+        c.ignore(key, "a file has no configurations")
 
 
-def refuse_part(c: Conversion, key: str) -> bool:
-    """Whether the split at a key is a part of one, or several, such as `train[:10%]`, which is then refused: a recipe
-    reads a whole file, or a whole split."""
-    is_part = any(sign in str(c.value(key, "")) for sign in "[%+")
-    if is_part:
-        c.refuse(key, "a part of a split cannot be named", "Write the split, and `take` in the recipe.")
-    return is_part
+def read_split(c: Conversion, key: str, sources: list[ImportedSource]) -> None:
+    """The split of a hub dataset, or a part of it such as `train[:10%]`; of a file the first so many rows -> `take`."""
+    if not c.has(key):
+        return
+    split = str(c.value(key))
+    if sources and not is_local(c, sources[0].path):
+        c.account(key, "same" if split == "train" else "mapped", to=f"split: {split}")
+    elif first := re.fullmatch(r"\w+\[:(\d+)(%?)\]", split):
+        number = int(first[1])
+        take = number / 100 if first[2] else number
+        for source in sources:
+            source.facts["take"] = take if take != 1.0 or not first[2] else None
+        reason = "as many rows, chosen by a hash of what they say instead of the first ones"
+        c.account(key, "mapped", to=f"take: {take:g}", reason=reason)
+    elif any(sign in split for sign in "[%+"):
+        c.refuse(key, "a part of a file cannot be named", "Write `take` in the recipe, or a file of these rows.")
+    else:
+        c.ignore(key, "a file has one split")
 
 
 def conversations(role: str, content: str, column: str, roles: dict[str, str]) -> tuple[Any, dict[str, str]] | str:
@@ -125,12 +140,24 @@ def write_sources(c: Conversion, ours: str, sources: list[ImportedSource], keys:
     """Put sources into `data.train` or `data.eval`; one that is alone is no list."""
     if not sources:
         return
-    written = [source.to_recipe() for source in sources]
+    written = _joined([source.to_recipe() for source in sources], c.flag("dataset_exact_deduplication"))
     c.recipe[ours] = written[0] if len(written) == 1 else written
     c.origins[ours] = keys
     c.note(f"{what}: paths are read from the folder in which {c.tool} runs, here {Path.cwd()}.") if any(
         is_local(c, source.path) for source in sources
     ) else None
+
+
+def _joined(sources: list[Any], once: bool) -> list[Any]:
+    """The sources, each there once: one that is named several times is trained as often, unless `once`."""
+    joined: list[Any] = []
+    for source in sources:
+        if source in joined:
+            continue
+        count = 1 if once else sources.count(source)
+        facts = source if isinstance(source, dict) else {"path": source}
+        joined.append(source if count == 1 else {**facts, "weight": float(count)})
+    return joined
 
 
 def write_training(c: Conversion, sources: list[ImportedSource], keys: list[str]) -> None:

@@ -3,13 +3,14 @@
 from typing import Any
 
 from lorakit.share.importing import training
-from lorakit.share.importing.base_model import added_tokens, base_model, lora_kind
+from lorakit.share.importing.base_model import added_tokens, base_model, lora_kind, remote_code
 from lorakit.share.importing.chat_templates import chat_template
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import write_training
 from lorakit.share.importing.llama_factory_data import import_datasets
 from lorakit.share.importing.source import as_flag
 from lorakit.share.importing.trainer_keys import TRAINER_KEYS
+from lorakit.share.importing.turn_templates import turn_template
 from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys_with
 
 NAME = "LLaMA-Factory"
@@ -25,6 +26,7 @@ _PARTIAL = "Remove it, or import with --partial to train without it."
 def convert(c: Conversion) -> None:
     """Read every key that has a counterpart."""
     base_model(c, "model_name_or_path", "model_revision")
+    remote_code(c, "trust_remote_code")
     _stage(c)
     _precision(c)
     _adapter(c)
@@ -162,8 +164,7 @@ def _packing(c: Conversion, packs: str) -> None:
     if packs == "packing" and not c.flag("neat_packing"):
         reason = "rows of a pack see each other in LLaMA-Factory's plain packing, and never in lorakit"
         c.refuse("packing", reason, "Write neat_packing: true, or import with --partial.")
-    if c.rows_per_pack:
-        c.map("data.packing", "on", "packing neat_packing")
+    c.map("data.packing", "on", "packing neat_packing")
 
 
 def _checkpointing(c: Conversion) -> None:
@@ -198,7 +199,13 @@ def settle_rest(c: Conversion) -> None:
     """The template by name: without one the tokenizer's own is taken."""
     if c.has("template"):
         name = str(c.value("template"))
-        chat_template(c, "template", name)
+        chat_template(c, "template", name, thinks=c.flag("enable_thinking", True))
+        turns = turn_template(c.tool, name)
+        if c.has("enable_thinking"):
+            if turns and turns.thought:
+                c.account("enable_thinking", "mapped", to="model.chat_template")
+            else:
+                c.ignore("enable_thinking", f"{name} writes no thoughts")
 
 
 _HARMLESS = {

@@ -15,6 +15,8 @@ from lorakit.share.importing.prompts import JOINED, template_format
 
 FILE = "dataset_info.json"
 _MAX_BYTES = 10_000_000
+_OWN_LIST = Path(__file__).with_name("llama_factory_datasets.json")
+"""data/dataset_info.json of LLaMA-Factory 0.9.5 (Apache License 2.0), without other hubs' names."""
 _TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -80,6 +82,12 @@ def _read_info(c: Conversion) -> dict[str, Any] | None:
         c.account("dataset_dir", "mapped", to="hub data sets")
         return None
     path = c.dataset_info or _info_path(c, folder)
+    known = json.loads(_OWN_LIST.read_text(encoding="utf-8"))
+    if path is None and all(name in known for key in ("dataset", "eval_dataset") for name in _names(c.value(key))):
+        c.data_folder = Path(local_path(c, folder, is_file=True))
+        c.note(f"{folder}/{FILE} is not here: what its names mean is taken from LLaMA-Factory's own list.")
+        c.ignore("dataset_dir", "the names are those of LLaMA-Factory's own list")
+        return known
     if path is None:
         reason = f"its names stand in {folder}/{FILE}, which is not here"
         c.refuse("dataset", reason, f"Give the file: --dataset-info {FILE}.")
@@ -140,8 +148,7 @@ def _unusable(entry: dict[str, Any]) -> str:
     if columns.get("history"):
         return "the turns before are in a column of pairs (history), which lorakit does not read"
     for one, reason in (
-        ("subset", "lorakit reads a hub dataset's default configuration"),
-        ("folder", "lorakit reads a whole hub dataset, not a folder of it"),
+        ("folder", "lorakit reads a hub dataset by its splits and files, not a folder of it"),
         ("script_url", "it is a script, and lorakit runs none"),
         ("cloud_file_name", "it lies in a cloud's store"),
         ("converter", "it has a converter of its own"),
@@ -154,6 +161,7 @@ def _unusable(entry: dict[str, Any]) -> str:
 def _place(c: Conversion, key: str, name: str, entry: dict[str, Any]) -> ImportedSource | None:
     if entry.get("hf_hub_url"):
         source = ImportedSource(str(entry["hf_hub_url"]))
+        source.facts["subset"] = entry.get("subset")
         source.facts["split"] = None if entry.get("split", "train") == "train" else entry["split"]
         source.facts["revision"] = entry.get("revision")
     elif isinstance(entry.get("file_name"), str) and not remote_reason(entry["file_name"]):

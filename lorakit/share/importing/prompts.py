@@ -44,7 +44,46 @@ ALPACA_CHAT = PlainPrompt(
     f"SYSTEM: {_BARE}\nUSER: {{instruction}}\nASSISTANT:",
     columns=_OF_ALPACA,
 )
-QUESTION_CHAT = replace(ALPACA_CHAT, columns=_OF_QUESTIONS)
+_TURN, _BARE_TURN = "USER: {instruction}\n{input}\nASSISTANT:", "USER: {instruction}\nASSISTANT:"
+ALPACA_CONCISE = PlainPrompt(
+    "SYSTEM: Below is an instruction from a USER that describes a task, paired with an input that provides further "
+    "context. The ASSISTANT writes a response that concisely and appropriately completes the request.\n\n\n" + _TURN,
+    "SYSTEM: Below is an instruction from a USER that describes a task. The ASSISTANT writes a response that "
+    "appropriately and concisely completes the request.\n\n\n" + _BARE_TURN,
+    columns=_OF_ALPACA,
+)
+ALPACA_CHATML = PlainPrompt(
+    f"<|im_start|>system\n{_WITH_CONTEXT}<|im_end|>\n<|im_start|>user\n{{instruction}}\n{{input}}<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    f"<|im_start|>system\n{_BARE}<|im_end|>\n<|im_start|>user\n{{instruction}}<|im_end|>\n<|im_start|>assistant\n",
+    columns=_OF_ALPACA,
+)
+ALPACA_PHI = PlainPrompt(
+    f"<|system|>\n{_WITH_CONTEXT}<|end|>\n<|user|>\n{{instruction}}<|end|>{{input}}<|assistant|>",
+    f"<|system|>\n{_BARE}<|end|>\n<|user|>\n{{instruction}}<|end|>\n<|assistant|>\n",
+    columns=_OF_ALPACA,
+)
+UNPROMPTED = PlainPrompt(
+    f"{_INSTRUCTION}### Input:\n{{input}}\n\n### Response:\n",
+    f"{_INSTRUCTION}### Response:\n",
+    columns=_OF_ALPACA,
+)
+UNPROMPTED_CHAT = PlainPrompt(_TURN, _BARE_TURN, columns=_OF_ALPACA)
+_ARTICLE = (
+    "SYSTEM: Use the following contextual information to concisely answer the question.\n\n"
+    "USER: {input}\n===\n{instruction}\nASSISTANT:"
+)
+CONTEXT = PlainPrompt(_ARTICLE, _ARTICLE, columns={"instruction": "question", "input": "article", "output": "answer"})
+_WITH_SYSTEM = {**_OF_ALPACA, "system": "system"}
+SYSTEM_CHAT = replace(UNPROMPTED_CHAT, system="SYSTEM: {system}\n", columns=_WITH_SYSTEM)
+SYSTEM_INSTRUCT = replace(UNPROMPTED, system="{system}\n\n", columns=_WITH_SYSTEM)
+_ORCA_TURN = "### Human:\n{instruction}\n### Assistant:\n"
+_ORCA_CHATML_TURN = "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
+_OF_ORCA = {"instruction": "question", "output": "response", "system": "system_prompt"}
+ORCA = PlainPrompt(_ORCA_TURN, _ORCA_TURN, "### System:\n{system}\n", columns=_OF_ORCA)
+ORCA_CHATML = PlainPrompt(
+    _ORCA_CHATML_TURN, _ORCA_CHATML_TURN, "<|im_start|>system\n{system}<|im_end|>\n", columns=_OF_ORCA
+)
 UNSLOTH_ALPACA = replace(ALPACA, without_input=ALPACA.with_input.replace("{input}", ""))
 JOINED = PlainPrompt("{instruction}\n{input}", "{instruction}", columns=_OF_ALPACA)
 
@@ -107,10 +146,16 @@ def _is_filled(column: str) -> str:
     return f"{variable} is defined and {variable}"
 
 
-_WITH_BOS = (
-    r"llama-?[23]|codellama|tinyllama|open_?llama|mistral|mixtral|zephyr|vicuna|solar|gemma|deepseek-(?:llm|coder)"
+_BOS = (
+    (True, r"deepseek"),  # its distilled Qwen and Llama models too
+    (True, r"openhermes|openchat|starling|neural-chat|zephyr"),  # of Mistral
+    (False, r"qwen|qwq|smollm|pythia|gpt-neo|gpt2|gpt-j|gpt-oss|phi-?[1-4]|falcon|starcoder|\byi-|stablelm|opt-iml"),
+    (False, r"bloom|mamba|mpt-|redpajama|cerebras-gpt|olmo|granite|replit|dolly-v2|rwkv"),
+    (True, r"llama-?[234]|codellama|tinyllama|open_?llama|llama-(?:7|13|30|33|65)b|alpaca|vicuna|guanaco|tulu|solar"),
+    (True, r"mi[sx]tral|ministral|magistral|devstral|codestral|mathstral|gemma|command-r|c4ai|\baya-|jamba|lfm2"),
+    (True, r"internlm|hermes-3|nous-hermes|wizardlm|orca-2|xwin|platypus"),
 )
-_WITHOUT_BOS = r"qwen|smollm|pythia|gpt-neo|gpt2|gpt-j|phi-?[1-4]|falcon|starcoder|\byi-|stablelm|opt-iml|bloom"
+"""Whether a tokenizer begins a plain text with a token of its own -> names of its bases; the first that matches."""
 
 
 def begins_with_bos(c: Conversion) -> bool | None:
@@ -125,9 +170,7 @@ def begins_with_bos(c: Conversion) -> bool | None:
         tokenizer = Tokenizer.from_file(str(file))
         return len(tokenizer.encode("a").ids) > len(tokenizer.encode("a", add_special_tokens=False).ids)
     name = reference.lower().rpartition("/")[2]
-    if re.search(_WITHOUT_BOS, name):
-        return False
-    return True if re.search(_WITH_BOS, name) else None
+    return next((begins for begins, pattern in _BOS if re.search(pattern, name)), None)
 
 
 def write_plain_template(c: Conversion, key: str) -> bool:

@@ -41,6 +41,8 @@ def _leave_out_unread(tree: dict[str, dict[str, Any]]) -> None:
     """Keys that nothing would read are errors in a recipe."""
     if tree["model"].get("quantization", "none") in ("none", "q8"):
         tree["model"].pop("double_quant", None)
+    if tree["train"].get("schedule", "cosine") == "constant":
+        tree["train"].pop("min_rate", None)
     if tree["adapter"].get("kind") == "none":
         for key in ("rank", "alpha", "dropout", "train_modules"):
             tree["adapter"].pop(key, None)

@@ -1,7 +1,9 @@
 """The format of rows that lie here, by the columns of their first row."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _BY_COLUMNS = (
     ("messages", {"messages"}),
@@ -13,11 +15,21 @@ _BY_COLUMNS = (
 _LONGEST = 10_000_000
 _OF_THE_HUB = {
     "messages": """
-        trl-lib/Capybara HuggingFaceH4/ultrachat_200k HuggingFaceH4/no_robots HuggingFaceTB/smoltalk
+        trl-lib/Capybara trl-lib/OpenMathReasoning HuggingFaceH4/ultrachat_200k HuggingFaceH4/no_robots
+        HuggingFaceH4/deita-10k-v0-sft HuggingFaceH4/grok-conversation-harmless HuggingFaceH4/cai-conversation-harmless
+        HuggingFaceH4/Multilingual-Thinking HuggingFaceTB/smoltalk HuggingFaceTB/smoltalk2
         HuggingFaceTB/everyday-conversations-llama3.1-2k HuggingFaceTB/smol-smoltalk open-r1/OpenR1-Math-220k
-        open-r1/Mixture-of-Thoughts open-r1/codeforces-cots allenai/tulu-3-sft-mixture""",
+        open-r1/Mixture-of-Thoughts open-r1/codeforces-cots open-r1/OpenThoughts-114k-math
+        allenai/tulu-3-sft-mixture allenai/tulu-v2-sft-mixture allenai/tulu-3-sft-olmo-2-mixture
+        philschmid/dolly-15k-oai-style""",
+    "sharegpt": """
+        mlabonne/FineTome-100k teknium/OpenHermes-2.5 Open-Orca/SlimOrca Open-Orca/SlimOrca-Dedup
+        open-thoughts/OpenThoughts-114k bespokelabs/Bespoke-Stratos-17k
+        anon8231489123/ShareGPT_Vicuna_unfiltered""",
     "prompt-completion": "trl-lib/tldr",
-    "text": "imdb stanfordnlp/imdb timdettmers/openassistant-guanaco mlabonne/guanaco-llama2-1k roneneldan/TinyStories",
+    "text": """
+        imdb stanfordnlp/imdb timdettmers/openassistant-guanaco mlabonne/guanaco-llama2 mlabonne/guanaco-llama2-1k
+        roneneldan/TinyStories""",
     "alpaca": "tatsu-lab/alpaca yahma/alpaca-cleaned vicgalle/alpaca-gpt4",
 }
 """A recipe's word for rows -> data sets of the hub whose rows are such, by their cards."""
@@ -39,5 +51,10 @@ def peek_format(path: str) -> str | None:
     except (OSError, ValueError, RecursionError):
         return None
     row = row[0] if isinstance(row, list) and row else row
-    columns = set(row) if isinstance(row, dict) else set()
+    return format_of_columns(row) if isinstance(row, dict) else None
+
+
+def format_of_columns(names: Iterable[Any]) -> str | None:
+    """The word of a recipe for rows with these columns; None where they do not tell."""
+    columns = set(map(str, names))
     return next((word for word, needed in _BY_COLUMNS if needed <= columns), None)

@@ -37,6 +37,7 @@ _HARMLESS = {
     resume_from_checkpoint overwrite_output_dir ignore_data_skip""",
     "training is what the command does; lorakit eval measures": "do_train do_eval do_predict",
     "train.seed draws the rows too": "data_seed",
+    "train.micro_batch: auto finds what fits, and leaves the batch as it is": "auto_find_batch_size",
 }
 _REFUSED = (
     (
@@ -47,7 +48,7 @@ _REFUSED = (
     (
         "lorakit has nothing for it",
         _PARTIAL,
-        "dataloader_drop_last auto_find_batch_size sharded_ddp use_legacy_prediction_loop",
+        "dataloader_drop_last sharded_ddp use_legacy_prediction_loop",
     ),
     (
         "lorakit shares out rows over devices, but no parts of a row or of a product",

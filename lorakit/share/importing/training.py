@@ -8,7 +8,7 @@ from typing import Any
 from lorakit.amounts import counted
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.source import as_flag, as_number
-from lorakit.share.importing.verdicts import OffOnly, keys_with
+from lorakit.share.importing.verdicts import ByFunction, OffOnly, keys_with
 
 SCHEDULES = {
     "cosine": ("cosine", ""),
@@ -18,7 +18,7 @@ SCHEDULES = {
     "constant_with_warmup": ("constant", ""),
 }
 """transformers' SchedulerType -> ours, with a note."""
-_NO_SCHEDULE = "lorakit's schedules are cosine and linear, down to 0, and constant"
+_NO_SCHEDULE = "lorakit's schedules are cosine and linear, down to 0 or a share of the peak, and constant"
 
 OPTIMIZERS = {
     "adamw": "adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused adamw_torch_xla adamw_torch_npu_fused adamw "
@@ -38,6 +38,7 @@ ATTENTIONS = {
     "flex_attention": "flex_attention",
     "auto": "auto",
 }
+_ROUNDED_ATTENTION = ("sage", "fp8")  # they compute in fewer bits
 _WARMUP_NOTE = "lorakit's warm-up begins above zero, transformers' at zero: a step's difference"
 _SPLIT_NOTE = "which rows are held out differs: lorakit splits by a hash of each row's content"
 BEST_NOTE = (
@@ -46,13 +47,13 @@ BEST_NOTE = (
 )
 
 TRAINER_OFF = OffOnly("lorakit has nothing for it", "Remove it, or import with --partial to train without it.")
-OPTIMIZER_KEYS = keys_with(
-    OffOnly(
-        "lorakit's AdamW has betas 0.9 and 0.999 and epsilon 1e-8",
-        "Remove it, or import with --partial to train with these.",
+OPTIMIZER_KEYS: dict[str, Any] = {
+    **keys_with(ByFunction("AdamW's own"), "adam_beta1 adam_beta2 adam_epsilon"),
+    **keys_with(
+        OffOnly("lorakit's AdamW has betas, epsilon and weight decay", "Remove it, or import with --partial."),
+        "adam_beta3 adam_epsilon2 optim_args",
     ),
-    "adam_beta1=0.9 adam_beta2=0.999 adam_epsilon=1e-8 adam_beta3 adam_epsilon2 optim_args",
-)
+}
 
 
 def batch_size(c: Conversion, rows_key: str, steps_key: str, rows: int, steps: int, packing: str = "") -> None:
@@ -66,16 +67,24 @@ def batch_size(c: Conversion, rows_key: str, steps_key: str, rows: int, steps: i
         return
     devices = counted(c.devices, "device")
     note = f"{per_device} a device x {accumulated} accumulated x {devices} (--devices)"
-    packs = 1
+    rows_a_step = per_device * accumulated * c.devices
+    if packing and not c.rows_per_pack:
+        _tokens_of_packs(c, rows_a_step, [rows_key, steps_key], note)
+        return
     if packing:
-        if c.rows_per_pack:
-            packs = c.rows_per_pack
-            note += f" x {packs} rows a pack (--rows-per-pack)"
-        else:
-            reason = f"{c.tool} counts packs of many rows in its batch, lorakit rows: a step would be much smaller"
-            remedy = "Give --rows-per-pack N: the maximal length over the mean row, which `lorakit data` reports."
-            c.refuse(packing, reason, remedy)
-    c.map("train.batch_size", per_device * accumulated * c.devices * packs, [rows_key, steps_key], note)
+        rows_a_step *= c.rows_per_pack or 1
+        note += f" x {c.rows_per_pack} rows a pack (--rows-per-pack)"
+    c.map("train.batch_size", rows_a_step, [rows_key, steps_key], note)
+
+
+def _tokens_of_packs(c: Conversion, packs: int, keys: list[str], note: str) -> None:
+    """A step of packs by the tokens that they hold: packs are nearly full, and rows are not counted there."""
+    length = c.settled.get("data.max_length")
+    if length is None:
+        c.refuse(keys, "a step is so many packs, and how long they are is not known", "Write the maximal length.")
+        return
+    c.map("train.batch_tokens", packs * length, keys, f"{note} x {length} tokens a pack, taken as full")
+    c.settled["train.batch_size"] = None
 
 
 def run_length(c: Conversion, epochs_key: str, epochs: float, steps_key: str = "max_steps") -> None:
@@ -98,8 +107,11 @@ def schedule(c: Conversion, key: str, default: str, kwargs: str = "lr_scheduler_
     word = str(c.text(key, default)).lower().removeprefix("schedulertype.")
     settings = _kwargs(c, kwargs)
     ours, note = SCHEDULES.get(word, ("", ""))
-    if word == "cosine_with_min_lr" and not any(as_number(value) for value in settings.values()):
-        ours, note = "cosine", "its lowest rate is 0"
+    least = _least_share(c, word, settings)
+    if word == "cosine_with_min_lr" and least is not None:
+        ours = "cosine"
+        names = [f"{kwargs}.{name}" for name in ("min_lr_rate", "min_lr") if name in settings]
+        c.map("train.min_rate", least, names if isinstance(c.value(kwargs), dict) else [kwargs])
     if word == "polynomial" and as_number(settings.get("power", 1)) == 1:
         ours, note = "linear", "with the power 1 it is linear, down to 1e-7 instead of 0"
     if not ours:
@@ -111,14 +123,29 @@ def schedule(c: Conversion, key: str, default: str, kwargs: str = "lr_scheduler_
     harmless: dict[str, dict[str, Any]] = {
         "cosine_with_restarts": {"num_cycles": 1},
         "cosine": {"num_cycles": 0.5},
+        "cosine_with_min_lr": {"num_cycles": 0.5, "min_lr": None, "min_lr_rate": None},
         "polynomial": {"power": 1},
     }
     for name, value in settings.items():
         inner = f"{kwargs}.{name}" if isinstance(c.value(kwargs), dict) else kwargs
-        if as_number(value) == harmless.get(word, {}).get(name) or (word == "cosine_with_min_lr" and not value):
+        number = as_number(value)
+        if word == "cosine_with_min_lr" and name in ("min_lr", "min_lr_rate") and number is not None:
+            continue
+        if name in harmless.get(word, {}) and number == harmless[word][name]:
             c.ignore(inner, "it is what the schedule does anyway")
         else:
             c.refuse(inner, f"{_NO_SCHEDULE}, without settings", "Remove it, or import with --partial.")
+
+
+def _least_share(c: Conversion, word: str, settings: Mapping[str, Any]) -> float | None:
+    """The share of the peak rate to which cosine_with_min_lr falls; None where it is none that a recipe can say."""
+    if word != "cosine_with_min_lr":
+        return None
+    rate, share = as_number(settings.get("min_lr")), as_number(settings.get("min_lr_rate"))
+    peak = c.settled.get("train.learning_rate")
+    if share is None and rate is not None and peak:
+        share = rate / peak
+    return round(float(share), 9) if share is not None and 0 <= share < 1 else None
 
 
 def _kwargs(c: Conversion, key: str) -> dict[str, Any]:
@@ -137,6 +164,10 @@ def warmup(c: Conversion, steps_key: str, ratio_key: str, default: float | int) 
         c.map("train.warmup", 0, note="the schedule `constant` has none")
         return
     steps, ratio = c.number(steps_key, 0), c.number(ratio_key, 0)
+    total = c.settled.get("train.steps")
+    if steps and total and steps >= total:
+        c.refuse(steps_key, f"the rate would rise through all {total} steps", "Write fewer steps of warm-up.")
+        return
     if steps and 0 < steps < 1 and not ratio:  # as transformers 5 has it
         c.map("train.warmup", float(steps), [steps_key], _WARMUP_NOTE)
         c.ignore(ratio_key, "0 is none")
@@ -171,6 +202,20 @@ def optimizer(c: Conversion, key: str, default: str) -> None:
         c.refuse(key, reason, "Write adamw_torch, or import with --partial to train with AdamW.")
         return
     c.map("train.optimizer", ours, key, note)
+
+
+def adam(c: Conversion) -> None:
+    """AdamW's betas and epsilon."""
+    betas = [float(c.number("adam_beta1", 0.9)), float(c.number("adam_beta2", 0.999))]
+    if all(0 <= beta < 1 for beta in betas):
+        c.map("train.betas", betas, "adam_beta1 adam_beta2")
+    else:
+        c.refuse("adam_beta1 adam_beta2", "a beta is from 0 to below 1", "Write for example 0.9 and 0.999.")
+    epsilon = float(c.number("adam_epsilon", 1e-8))
+    if epsilon > 0:
+        c.map("train.epsilon", epsilon, "adam_epsilon")
+    else:
+        c.refuse("adam_epsilon", "it is not above 0", "Write for example 1e-8.")
 
 
 def learning_rate(c: Conversion, key: str, default: float | None) -> None:
@@ -239,6 +284,7 @@ def transformers_arguments(c: Conversion, rate: float, packing: str = "") -> Non
     optimizer(c, "optim", "adamw_torch_fused")
     c.map("train.weight_decay", float(c.number("weight_decay", 0.0)), "weight_decay")
     c.map("train.max_grad_norm", float(c.number("max_grad_norm", 1.0)), "max_grad_norm")
+    adam(c)
     c.map("train.seed", c.whole("seed", 42), "seed")
 
 
@@ -268,6 +314,17 @@ def _is_on(c: Conversion, key: str) -> bool:
     """Whether a number format is on; Axolotl's `full` is, without automatic mixed precision."""
     word = c.value(key)
     return word == "full" or (word != "auto" and c.flag(key))
+
+
+def attention(c: Conversion, key: str) -> None:
+    """The attention implementation by transformers' words, and by those of the hub's kernels."""
+    word = str(c.value(key)).lower().partition("@")[0].partition(":")[0].removeprefix("paged|")
+    if any(part in word for part in _ROUNDED_ATTENTION):
+        c.refuse(key, f"{word} computes attention in fewer bits", "Write flash_attention_2 or sdpa.")
+        return
+    word = {"flash": "flash_attention_2", "flex": "flex_attention", "sdp": "sdpa"}.get(word, word)
+    word = {"flash-attn2": "flash_attention_2", "flash-attn3": "flash_attention_3"}.get(word.rpartition("/")[2], word)
+    c.map("model.attention", ATTENTIONS.get(word, "auto"), key, "the result is the same with each")
 
 
 def gradient_checkpointing(c: Conversion, key: str) -> None:

@@ -4,9 +4,16 @@ ScriptArguments of trl, TrainingArguments of transformers)."""
 from typing import Any
 
 from lorakit.share.importing import training
-from lorakit.share.importing.base_model import base_model, default_targets, lora_kind, own_special_tokens, quantization
+from lorakit.share.importing.base_model import (
+    base_model,
+    default_targets,
+    lora_kind,
+    quantization,
+    remote_code,
+)
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.paths import local_path, remote_reason
+from lorakit.share.importing.special_tokens import special_token
 from lorakit.share.importing.trainer_keys import TRAINER_KEYS
 from lorakit.share.importing.trl_data import import_datasets
 from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys_with
@@ -16,7 +23,8 @@ MARKS = """
     dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field use_peft
     lora_target_modules attn_implementation assistant_only_loss completion_only_loss max_length packing dtype
     torch_dtype lora_r load_in_4bit dataset_num_proc padding_free packing_strategy use_liger_kernel max_seq_length
-    lora_task_type bnb_4bit_quant_type chat_template_path"""
+    lora_task_type bnb_4bit_quant_type chat_template_path dataset_mixer dataset_mixture dataset_splits datasets
+    max_grad_norm per_device_train_batch_size"""
 NEEDED = "model_name_or_path"
 
 _PARTIAL = "Remove it, or import with --partial to train without it."
@@ -26,11 +34,13 @@ _LORA = "lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save
 def convert(c: Conversion) -> None:
     """Read every key that has a counterpart."""
     base_model(c, "model_name_or_path", "model_revision")
+    remote_code(c, "trust_remote_code")
     _number_format(c)
     kind = str(c.value("bnb_4bit_quant_type", "nf4"))
     quantization(c, "load_in_4bit", "load_in_8bit", kind, (c.flag("use_bnb_nested_quant"), "use_bnb_nested_quant"))
     c.ignore("bnb_4bit_quant_type", "model.quantization says it")
-    _attention(c)
+    if c.has("attn_implementation"):
+        training.attention(c, "attn_implementation")
     _adapter(c)
     _length(c)
     import_datasets(c)
@@ -59,13 +69,6 @@ def _number_format(c: Conversion) -> None:
         return
     training.number_format(c, "bf16", "fp16", "bfloat16")
     c.ignore(key, "bf16 or fp16 decides what is computed in; lorakit keeps the frozen weights in it too")
-
-
-def _attention(c: Conversion) -> None:
-    if c.has("attn_implementation"):
-        word = str(c.value("attn_implementation"))
-        note = "the result is the same with each"
-        c.map("model.attention", training.ATTENTIONS.get(word, "auto"), "attn_implementation", note)
 
 
 def _adapter(c: Conversion) -> None:
@@ -111,8 +114,7 @@ def _packing(c: Conversion, packs: bool) -> None:
         reason = "wrapped packs see each other's rows, and lorakit's never do"
         c.refuse("packing_strategy", reason, "Write bfd, or import with --partial.")
     c.ignore("packing_strategy eval_packing padding_free", "rows never see each other, packed or not")
-    if not packs or c.rows_per_pack:
-        c.map("data.packing", "on" if packs else "auto", "packing", "rows never see each other, packed or not")
+    c.map("data.packing", "on" if packs else "auto", "packing", "rows never see each other, packed or not")
 
 
 def _template(c: Conversion) -> None:
@@ -127,9 +129,8 @@ def _template(c: Conversion) -> None:
 
 def settle_rest(c: Conversion) -> None:
     """An end token that is the base's own."""
-    token = c.value("eos_token")
-    if token and own_special_tokens(c).get("eos_token") == token:
-        c.account("eos_token", "same", reason="it is the base's own")
+    if c.has("eos_token"):
+        special_token(c, "eos_token", "eos_token", str(c.value("eos_token")))
 
 
 KEYS: dict[str, Any] = {
@@ -138,14 +139,15 @@ KEYS: dict[str, Any] = {
         Harmless(
             "lorakit keeps prepared rows in its own cache, and reads them with the processes that the machine has"
         ),
-        "dataset_num_proc preprocessing_num_workers dataset_batch_size dataset_streaming streaming dataset_kwargs",
+        """dataset_num_proc preprocessing_num_workers dataset_batch_size dataset_streaming streaming
+        dataset_kwargs.append_concat_token""",
     ),
     **keys_with(
         Harmless("memory and speed, not the result"),
         """pad_to_multiple_of activation_offloading bnb_4bit_quant_storage use_liger use_unsloth""",
     ),
     **keys_with(Harmless("padding is never trained on nor seen"), "pad_token"),
-    **keys_with(Harmless("an adapter of a causal language model"), "lora_task_type"),
+    **keys_with(OffOnly("lorakit trains causal language models", "Write CAUSAL_LM."), "lora_task_type=causal_lm"),
     **keys_with(Harmless("lorakit shuffles rows by train.seed"), "shuffle_dataset"),
     **keys_with(Harmless("buffers are not shared out"), "ignore_bias_buffers"),
     **keys_with(
@@ -173,17 +175,27 @@ KEYS: dict[str, Any] = {
         ByFunction("it was read"),
         """
         datasets[].path datasets[].name datasets[].data_files datasets[].split datasets[].columns
-        datasets[].fraction""",
+        datasets[].fraction dataset_mixture dataset_mixture.datasets dataset_mixture.datasets[].id
+        dataset_mixture.datasets[].config dataset_mixture.datasets[].split dataset_mixture.datasets[].columns
+        dataset_mixture.datasets[].weight dataset_mixture.seed dataset_mixture.test_split_size dataset_mixer
+        dataset_splits dataset_kwargs""",
     ),
     **keys_with(OffOnly("lorakit has nothing for it", "Write data_files."), "datasets[].data_dir"),
+    **keys_with(
+        Harmless("the chat template writes the beginning of a sequence, once"), "dataset_kwargs.add_special_tokens"
+    ),
+    **keys_with(
+        OffOnly("the rows have token ids already, which the recipe has to say", "Write format: tokens in it."),
+        "dataset_kwargs.skip_prepare_dataset",
+    ),
     **keys_with(ByFunction("it is off"), "chat_template warmup_ratio"),
     **keys_with(
         Harmless("lorakit logs every step into log.jsonl and reports to no tracker"),
-        "wandb_entity wandb_project wandb_run_group wandb_log_unique_prompts log_completions",
+        "wandb_entity wandb_project wandb_run_group wandb_log_unique_prompts log_completions overwrite_hub_revision",
     ),
     **keys_with(
         OffOnly("it is read by other scripts than `trl sft`", "Write it as TRL reads it, or import with --partial."),
-        "dataset_mixture dataset_mixer dataset_splits dataset_configs system_prompt benchmarks callbacks",
+        "dataset_configs system_prompt benchmarks callbacks",
     ),
     **keys_with(ByFunction("the rows have no texts of their own"), "dataset_text_field"),
 }

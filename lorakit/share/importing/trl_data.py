@@ -8,42 +8,85 @@ from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.data_sources import (
     ImportedSource,
     read_place,
-    refuse_configuration,
-    refuse_part,
+    read_split,
+    read_subset,
     write_sources,
     write_training,
 )
 from lorakit.share.importing.paths import is_local, local_path, remote_reason
-from lorakit.share.importing.row_format import peek_format
+from lorakit.share.importing.row_format import format_of_columns, peek_format
+from lorakit.share.importing.source import as_number
+
+_MIXTURES = {
+    "datasets": ("path", "name", "fraction"),
+    "dataset_mixture.datasets": ("id", "config", "weight"),
+}
+"""Where a mixture of data sets stands -> its words for id, configuration and share: TRL's own, and those of the scripts
+of open-r1 and of the alignment handbook."""
 
 
 def import_datasets(c: Conversion) -> None:
-    """`dataset_name` or `datasets` -> `data.train` and `data.eval`, and what is trained of their rows."""
-    if c.has("datasets") and isinstance(c.value("datasets"), list):
-        sources = _mixture(c)
-        c.ignore("dataset_name", "datasets decides")
-    elif c.has("dataset_name"):
-        sources = _one_dataset(c)
-    else:
-        c.refuse("dataset_name", "TRL needs it", "Write the rows to train on.")
+    """`dataset_name` or a mixture -> `data.train` and `data.eval`, and what is trained of their rows."""
+    mixture = next((at for at in _MIXTURES if isinstance(c.value(at), list)), "")
+    key = mixture or ("dataset_mixer" if isinstance(c.value("dataset_mixer"), dict) else "dataset_name")
+    if not c.has(key):
+        c.refuse(key, "TRL needs it", "Write the rows to train on.")
         return
-    for source in sources:
-        _set_format(c, source)
-    write_sources(c, "data.train", sources, ["datasets" if c.has("datasets") else "dataset_name"], "dataset_name")
-    eval_sources = _eval(c, sources)
-    write_sources(c, "data.eval", eval_sources, ["dataset_test_split"], "dataset_test_split")
-    _trained(c, sources)
+    held_out: list[ImportedSource] = []
+    if mixture:
+        sources = _mixture(c, mixture)
+        c.ignore("dataset_name", f"{mixture} decides")
+    elif key == "dataset_mixer":
+        sources, held_out = _mixer(c)
+    else:
+        sources = _one_dataset(c)
+    for source in (*sources, *held_out):
+        if source.format is None:
+            _set_format(c, source)
+    write_sources(c, "data.train", sources, [key], key)
+    eval_sources = _eval(c, sources, key, held_out)
+    write_sources(c, "data.eval", eval_sources, ["dataset_test_split" if key == "dataset_name" else key], key)
+    _trained(c, sources, key)
+
+
+def _mixer(c: Conversion) -> tuple[list[ImportedSource], list[ImportedSource]]:
+    """`dataset_mixer` of the alignment handbook: data sets with shares, whose splits are for training or for scoring
+    by their names; rows have the column messages."""
+    splits = c.value("dataset_splits", ["train", "test"])
+    splits = [str(split) for split in (splits if isinstance(splits, list) else [splits])]
+    configs = c.value("dataset_configs", [])
+    configs = configs if isinstance(configs, list) else [configs]
+    sides: tuple[list[ImportedSource], list[ImportedSource]] = ([], [])
+    for at, (name, share) in enumerate(c.value("dataset_mixer").items()):
+        if reason := remote_reason(str(name)):
+            c.refuse("dataset_mixer", reason, "Download its files, and write their path.")
+            continue
+        for split in splits:
+            source = ImportedSource(local_path(c, str(name)), format="messages")
+            source.facts["split"] = None if split == "train" else split
+            source.facts["subset"] = str(configs[at]) if at < len(configs) and configs[at] else None
+            number = as_number(share)
+            if "test" in split:
+                sides[1].append(source)
+            else:
+                source.facts["take"] = float(number) if number is not None and 0 < number < 1 else None
+                sides[0].append(source)
+    c.account("dataset_mixer", "mapped", to="data.train", reason="shares are chosen by a hash of what rows say")
+    for key in ("dataset_splits", "dataset_configs"):
+        if c.has(key):
+            c.account(key, "mapped", to="split" if key == "dataset_splits" else "subset")
+    return sides
 
 
 def _one_dataset(c: Conversion) -> list[ImportedSource]:
     name = str(c.value("dataset_name"))
-    if c.has("dataset_config"):
-        refuse_configuration(c, "dataset_config")
-    refuse_part(c, "dataset_train_split")
     if reason := remote_reason(name):
         c.refuse("dataset_name", reason, "Download its files, and write their path.")
         return []
-    return _splits(c, name, str(c.value("dataset_train_split", "train")), "dataset_name", "dataset_train_split")
+    split = str(c.value("dataset_train_split", "train"))
+    sources = _splits(c, name, split, "dataset_name", "dataset_train_split")
+    read_subset(c, "dataset_config", sources)
+    return sources
 
 
 def _splits(c: Conversion, name: str, split: str, key: str, split_key: str) -> list[ImportedSource]:
@@ -68,27 +111,31 @@ def _splits(c: Conversion, name: str, split: str, key: str, split_key: str) -> l
     return [ImportedSource(str(path)) for path in chosen]
 
 
-def _mixture(c: Conversion) -> list[ImportedSource]:
+def _mixture(c: Conversion, mixture: str) -> list[ImportedSource]:
     sources = []
-    for index in range(len(c.value("datasets"))):
-        at = f"datasets[{index}]"
+    path, config, fraction = _MIXTURES[mixture]
+    for index in range(len(c.value(mixture))):
+        at = f"{mixture}[{index}]"
         if not isinstance(c.value(at), dict):
-            c.refuse("datasets", "an entry is not a mapping with path", "Write - path: ...")
+            c.refuse(mixture, f"an entry is not a mapping with {path}", f"Write - {path}: ...")
             continue
-        read = read_place(c, at, "path", "data_files", str(c.value(f"{at}.split", "train")))
-        if not refuse_part(c, f"{at}.split") and c.has(f"{at}.split"):
-            c.account(f"{at}.split", "mapped", to="split")
-        if c.has(f"{at}.name"):
-            refuse_configuration(c, f"{at}.name")
-        share = c.number(f"{at}.fraction")
-        if share and 0 < share < 1:
+        read = read_place(c, at, path, "data_files", str(c.value(f"{at}.split", "train")))
+        read_split(c, f"{at}.split", read)
+        read_subset(c, f"{at}.{config}", read)
+        share, key = c.number(f"{at}.{fraction}"), f"{at}.{fraction}"
+        if share is not None and 0 < share < 1:
             for source in read:
                 source.facts["take"] = float(share)
-            c.account(f"{at}.fraction", "mapped", to=f"take: {share:g}", reason="chosen by a hash of what rows say")
+            c.account(key, "mapped", to=f"take: {share:g}", reason="chosen by a hash of what rows say")
         else:
-            c.ignore(f"{at}.fraction", "all rows")
+            c.ignore(key, "all rows")
+        columns = c.value(f"{at}.columns", [])
+        for source in read:
+            source.format = c.row_format or format_of_columns(columns if isinstance(columns, list) else [columns])
+            source.is_text = source.format == "text"
         c.ignore(f"{at}.columns", "the format reads its own columns")
         sources += read
+    c.ignore("dataset_mixture.seed", "train.seed draws the rows")
     return sources
 
 
@@ -110,16 +157,21 @@ def _set_format(c: Conversion, source: ImportedSource) -> None:
         c.account("dataset_text_field", "mapped", to=f"format: text, columns: {{text: {column}}}")
 
 
-def _eval(c: Conversion, sources: list[ImportedSource]) -> list[ImportedSource]:
+def _eval(
+    c: Conversion, sources: list[ImportedSource], key: str, held_out: list[ImportedSource]
+) -> list[ImportedSource]:
     strategy = str(c.value("eval_strategy", c.value("evaluation_strategy", "no"))).lower()
     keys = [key for key in ("eval_strategy", "evaluation_strategy", "eval_steps") if c.has(key)]
     if strategy in ("no", "false", "none"):
-        c.ignore([*keys, "dataset_test_split", "test_split_size"], "nothing is evaluated: eval_strategy is no")
+        names = [*keys, "dataset_test_split", "test_split_size", "dataset_mixture.test_split_size"]
+        c.ignore(names, "nothing is evaluated: eval_strategy is no")
         return []
     training.interval(c, "train.eval_every", strategy, c.number("eval_steps"), keys, c.number("logging_steps", 10))
     c.note(training.BEST_NOTE)
-    if c.has("datasets"):
-        training.held_out_share(c, "test_split_size")
+    if key == "dataset_mixer":
+        return held_out
+    if key != "dataset_name":
+        training.held_out_share(c, "test_split_size" if key == "datasets" else "dataset_mixture.test_split_size")
         return []
     if sources and is_local(c, sources[0].path) and not Path(local_path(c, str(c.value("dataset_name")))).is_dir():
         c.refuse(keys[:1], "a file has one split, and none to evaluate on", "Import with --partial, write data.eval.")
@@ -128,6 +180,7 @@ def _eval(c: Conversion, sources: list[ImportedSource]) -> list[ImportedSource]:
         c.ignore("dataset_test_split", "dataset_name is refused")
         return []
     read = _splits(c, str(c.value("dataset_name")), str(c.value("dataset_test_split", "test")), "dataset_name", "")
+    read_subset(c, "dataset_config", read)
     for source in read:
         _set_format(c, source)
         if not is_local(c, source.path):
@@ -137,7 +190,7 @@ def _eval(c: Conversion, sources: list[ImportedSource]) -> list[ImportedSource]:
     return read
 
 
-def _trained(c: Conversion, sources: list[ImportedSource]) -> None:
+def _trained(c: Conversion, sources: list[ImportedSource], key: str) -> None:
     """What is trained: all tokens of messages by default, the completion of prompt and completion."""
     keys = [key for key in ("assistant_only_loss", "completion_only_loss") if c.has(key)]
     formats = {source.format for source in sources}
@@ -151,7 +204,7 @@ def _trained(c: Conversion, sources: list[ImportedSource]) -> None:
             "TRL trains every token of messages, and the completion alone of prompt and completion; which of them the "
             "rows are is not known here"
         )
-        c.refuse("dataset_name", reason, "Give --format messages, prompt-completion or text.")
+        c.refuse(key, reason, "Give --format messages, prompt-completion or text.")
         trains = {"all"}
     else:
         trains = {by_format.get(str(form), "all") for form in formats}

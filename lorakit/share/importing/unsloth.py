@@ -41,8 +41,8 @@ def convert(c: Conversion) -> None:
     packs = c.flag("training.packing")
     rows = ("training.batch_size", "training.gradient_accumulation_steps", 2, 4)
     training.batch_size(c, *rows, "training.packing" if packs else "")
-    if not packs or c.rows_per_pack:
-        c.map("data.packing", "on" if packs else "auto", "training.packing", "rows never see each other, packed or not")
+    note = "rows never see each other, packed or not"
+    c.map("data.packing", "on" if packs else "auto", "training.packing", note)
     training.learning_rate(c, "training.learning_rate", 2e-4)
     training.schedule(c, "training.lr_scheduler_type", "linear")
     training.warmup(c, "training.warmup_steps", "training.warmup_ratio", 5)

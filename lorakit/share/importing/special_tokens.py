@@ -1,0 +1,71 @@
+"""Special tokens that a config gives the tokenizer: those of the base itself, and those that change nothing."""
+
+import re
+
+from lorakit.recipe.chat_templates import template_file
+from lorakit.share.importing.conversion import Conversion
+
+_END_OF_TEXT = "<|endoftext|>"
+_ALL_ONE = {"bos_token": _END_OF_TEXT, "eos_token": _END_OF_TEXT, "unk_token": _END_OF_TEXT}
+_SENTENCEPIECE = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_SPECIAL_TOKENS = (
+    (r"deepseek-(?:r1|v[23])", {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}),
+    (r"openhermes-2\.5|hermes-2-pro-mistral", {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}),
+    (r"llama-?2|codellama|tinyllama|(?<!c)mistral|mixtral|vicuna|zephyr|solar|open_llama", _SENTENCEPIECE),
+    (r"llama-3(?:\.\d)?-[\w.]*b-instruct", {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
+    (r"llama-3(?:\.\d)?-[\d.]+b$", {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}),
+    (r"llama-4-[\w-]*instruct", {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot|>"}),
+    (r"qwen(?:2|2\.5|3)?-[\w.-]*(?:instruct|chat)|qwen3-[\d.]+b$|qwq", {"eos_token": "<|im_end|>"}),
+    (r"qwen(?:2|2\.5|3)-[\d.]+b(?:-base)?$", {"eos_token": _END_OF_TEXT}),
+    (r"gemma-", {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}),
+    (r"phi-3", {"bos_token": "<s>", "eos_token": _END_OF_TEXT, "unk_token": "<unk>"}),
+    (r"phi-?[12]\b|phi-1_5|pythia|gpt-neox|gpt2|gpt-j|mpt-|olmo-1b|olmo-7b", _ALL_ONE),
+    (
+        r"smollm2?-[\w.]*m?b?-instruct",
+        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": _END_OF_TEXT},
+    ),
+    (r"smollm2?-[\d.]+[mb]$", _ALL_ONE),
+    (
+        r"\byi-(?:1\.5-)?\d+b(?:-200k)?$",
+        {"bos_token": "<|startoftext|>", "eos_token": _END_OF_TEXT, "unk_token": "<unk>"},
+    ),
+    (r"falcon-\d+b", {"eos_token": _END_OF_TEXT}),
+)
+"""A part of a base's name -> the special tokens of its tokenizer_config.json."""
+
+
+def own_special_tokens(c: Conversion) -> dict[str, str]:
+    """The special tokens that the base has by itself, where its name tells them."""
+    name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
+    return next((tokens for pattern, tokens in _SPECIAL_TOKENS if re.search(pattern, name)), {})
+
+
+def special_tokens(c: Conversion, section: str) -> None:
+    """Account for the tokens of a mapping that change nothing; the others stay refused by the tool's table."""
+    tokens = c.value(section)
+    for name, token in tokens.items() if isinstance(tokens, dict) else ():
+        if token is not None:
+            special_token(c, f"{section}.{name}", name, str(token))
+
+
+def special_token(c: Conversion, key: str, name: str, token: str) -> None:
+    """Account for one token, where the run with it is that without it."""
+    if name == "pad_token":
+        c.ignore(key, "padding is never trained on nor seen")
+    elif own_special_tokens(c).get(name) == token:
+        c.account(key, "same", reason="it is the base's own")
+    elif name == "eos_token" and token == c.end_of_turn:
+        reason = "it ends a turn of the chat template, and lorakit trains it and stops at it"
+        c.account(key, "same", to="model.chat_template", reason=reason)
+    elif name == "bos_token" and (text := _template_text(c)) and "bos_token" not in text:
+        c.ignore(key, "the chat template writes no beginning of a sequence")
+
+
+def _template_text(c: Conversion) -> str:
+    """The chat template that the recipe brings; empty where it is the base's own, or not here."""
+    reference = c.recipe.get("model.chat_template")
+    if not reference:
+        return ""
+    written = {str(file): text for file, text in c.files.items()}
+    file = template_file(str(reference))
+    return written.get(str(reference)) or (file.read_text(encoding="utf-8") if file.is_file() else "")
