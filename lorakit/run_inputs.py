@@ -18,6 +18,7 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.progress import Progress, Silent
 from lorakit.recipe.adapter_kind import trains_all
 from lorakit.recipe.data_files import is_pattern, pattern_start
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.paths import is_path, path_from, relative_path
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Data, Recipe, Source
@@ -197,7 +198,7 @@ class RunRows:
         if self._run is None or self._manifest is None or written is None:
             return self._settings
         recorded = self._manifest["data"]["files"]
-        if isinstance(written, float):
+        if is_split(written):
             train = locate_sources(self._settings.train, self._run.folder, recorded)
             return self._settings.model_copy(update={"train": train})
         return self._settings.model_copy(update={"eval": locate_sources(written, self._run.folder, recorded)})
@@ -216,7 +217,7 @@ class RunRows:
     @cached_property
     def held_out(self) -> Examples | None:
         """What is never trained on; None where the recipe names none."""
-        if "_both" in vars(self) or self._settings.eval is None or isinstance(self._settings.eval, float):
+        if "_both" in vars(self) or self._settings.eval is None or is_split(self._settings.eval):
             return self._both[1]
         held_out = held_out_of(self.held_out_section, self.template, self._progress)
         self._warn_of_changes(self.held_out_section, held_out, all_rows=False)

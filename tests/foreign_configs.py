@@ -133,13 +133,15 @@ AXOLOTL_CASES = {
         ("datasets[0].type.format",),
     ),
     "what has no counterpart": Case(
-        "rl: dpo\nneftune_noise_alpha: 5\ntrust_remote_code: true\nlr_scheduler: rex\noptimizer: muon\n"
-        "adam_beta2: 0.95\nchat_template: metharme\nval_set_size: 100\nplugins: [my.plugin]\n"
-        "sequence_len_: 3\n",
+        "neftune_noise_alpha: 5\ntrust_remote_code: true\nlr_scheduler: rex\noptimizer: muon\n"
+        "chat_template: metharme\nval_set_size: 1.5\nplugins: [my.plugin]\nadam_beta2: 2\n"
+        "sequence_len_: 3\nspecial_tokens: {eos_token: <y>}\nliger_use_token_scaling: true\n"
+        "attn_implementation: sage\ndatasets:\n  - path: rows.jsonl\n    type: chat_template\n    split: train[5%:]\n",
         {},
         (
-            *("optimizer", "rl", "neftune_noise_alpha", "trust_remote_code", "lr_scheduler", "adam_beta2"),
-            *("chat_template", "val_set_size", "plugins", "sequence_len_"),
+            *("optimizer", "neftune_noise_alpha", "trust_remote_code", "lr_scheduler", "adam_beta2"),
+            *("chat_template", "val_set_size", "plugins", "sequence_len_", "special_tokens.eos_token"),
+            *("liger_use_token_scaling", "attn_implementation", "datasets[0].split"),
         ),
     ),
     "tokens that the vocabulary lacks": Case(
@@ -255,11 +257,12 @@ LLAMA_FACTORY_CASES = {
         "add_tokens: <a>,<b>\nadd_special_tokens: <|im_end|>\nresize_vocab: true\n",
         {"model.add_tokens": ["<a>", "<b>", "<|im_end|>"]},
     ),
-    "preferences": Case("dataset: pairs\nstage: dpo\npref_beta: 0.3\n", {}, ("stage", "dataset", "pref_beta")),
+    "preferences": Case("dataset: pairs\nstage: dpo\npref_beta: 0.3\n", {}, ("stage",)),
+    "rows that are preferences": Case("dataset: pairs\n", {}, ("dataset",)),
     "pictures": Case("dataset: pictures\n", {}, ("dataset",)),
     "a misspelt name": Case("dataset: talk\n", {}, ("dataset",)),
     "packed, and what has no counterpart": Case(
-        "packing: true\nneftune_noise_alpha: 5\ntemplate: vicuna\nshift_attn: true\nlora_ranks: 3\n",
+        "packing: true\nneftune_noise_alpha: 5\ntemplate: glm4\nshift_attn: true\nlora_ranks: 3\n",
         {},
         ("packing", "neftune_noise_alpha", "template", "shift_attn", "lora_ranks"),
     ),
@@ -323,7 +326,7 @@ UNSLOTH_CASES = {
         "training:\n  optim: adamw_torch\n  lr_scheduler_type: cosine\n  gradient_checkpointing: unsloth\n"
         "  packing: true\n  weight_dekay: 1\nlogging:\n  enable_wandb: true\n  wandb_token: abc\n  log_frequency: 10\n",
         {},
-        ("training.packing", "training.weight_dekay"),
+        ("training.weight_dekay",),
     ),
 }
 
@@ -398,12 +401,12 @@ TRL_CASES = {
         "model_name_or_path: Qwen/Qwen2.5-0.5B\nlora_target_modules:\n", {"adapter.targets": ["q_proj", "v_proj"]}
     ),
     "what has no counterpart": Case(
-        "packing: true\npacking_strategy: wrapped\nlr_scheduler_type: cosine_with_min_lr\n"
-        "lr_scheduler_kwargs: {min_lr_rate: 0.1}\nneftune_noise_alpha: 5\ndataset_config: special\nloss_type: dft\n"
+        "packing: true\npacking_strategy: wrapped\nlr_scheduler_type: warmup_stable_decay\n"
+        "lr_scheduler_kwargs: {num_decay_steps: 10}\nneftune_noise_alpha: 5\nloss_type: dft\n"
         "trust_remote_code: true\nmax_lenght: 3\nlora_target_modules:\n",
         {},
         (
-            *("packing", "packing_strategy", "lr_scheduler_type", "lr_scheduler_kwargs.min_lr_rate", "dataset_config"),
+            *("packing_strategy", "lr_scheduler_type", "lr_scheduler_kwargs.num_decay_steps"),
             *("neftune_noise_alpha", "loss_type", "trust_remote_code", "max_lenght", "lora_target_modules"),
         ),
     ),

@@ -100,9 +100,10 @@ def _write(target: Path, recipe: "Recipe", result: "Survey", progress: "Progress
     from lorakit.data.examples import ROW_CHECKS
     from lorakit.data.export import write_rows
     from lorakit.data.sources import sources_of
+    from lorakit.recipe.fields import is_split
 
     # Held-out rows of a separate file are in no source of the training rows.
-    sides = [result.train, result.held_out if isinstance(recipe.data.eval, float) else None]
+    sides = [result.train, result.held_out if is_split(recipe.data.eval) else None]
     places = {where for side in sides if side for where in side.rows["where"]}
     actions = recipe.data.clean.model_dump()
     checks = {check: actions[check] for check in ROW_CHECKS if actions[check] == "fix"}

@@ -32,6 +32,7 @@ from lorakit.data.template_source import writes_date
 from lorakit.data.worker import Rules
 from lorakit.errors import LorakitError, UserError
 from lorakit.progress import Progress, report_hub_retries
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Clean, Data, Source
 from lorakit.registry import FORMATS
@@ -51,7 +52,7 @@ def examples_of(
     when nothing that matters has changed. `survey`: the checks that only report are made too, and what they need is
     kept in `traits`. `stored`: whether they go into the cache; else their `rows` are gone on return. A `UserError`
     where a source cannot be read, the recipe says to stop at a row or at what a check found, or nothing is left."""
-    share = settings.eval if isinstance(settings.eval, float) else None
+    share: Any = settings.eval if is_split(settings.eval) else None
     rules = rules_of(settings, share, survey)
     with report_hub_retries(progress), nullcontext() if stored else TemporaryDirectory() as folder:
 
@@ -68,14 +69,15 @@ def examples_of(
 
 def held_out_of(settings: Data, template: ChatTemplate, progress: Progress) -> Examples | None:
     """The second of `examples_of` without reading the rows that are trained on, where they lie apart; raises as it."""
-    if settings.eval is None or isinstance(settings.eval, float):
+    if settings.eval is None or is_split(settings.eval):
         return examples_of(settings, template, progress)[1]
     sources, rules = sources_of(settings, settings.eval), rules_of(settings, None, False)
     return _prepare(sources, settings.clean, rules, template, progress, None)[0]
 
 
-def rules_of(settings: Data, share: float | None, survey: bool) -> Rules:
-    """What holds for every row, and how much has to be known of each."""
+def rules_of(settings: Data, share: float | int | None, survey: bool) -> Rules:
+    """What holds for every row, and how much has to be known of each. `share`: what is held out of the rows, or how
+    many of them."""
     acting = ("fix", "error", "report") if survey else ("fix", "error")
     actions = {check: getattr(settings.clean, check) for check in type(settings.clean).model_fields}
     wanted = {check for check, action in actions.items() if action in acting or (check in _ALWAYS and action != "off")}

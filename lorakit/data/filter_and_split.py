@@ -36,7 +36,8 @@ class RowSelection:
     def __init__(self, result: UsableRows, rules: Rules) -> None:
         self.result = result
         self.stay = np.ones(len(result.digests), dtype=bool)
-        self.held_out = result.digests[:, 0] < np.uint64(min(int((rules.share or 0.0) * 2**64), 2**64 - 1))
+        share = rules.share if isinstance(rules.share, float) else 0.0
+        self.held_out = result.digests[:, 0] < np.uint64(min(int(share * 2**64), 2**64 - 1))
 
     def take(self, source: int, take: int | float | None) -> None:
         """Of a source's rows keep those whose number by content is lowest. A share has been taken by the workers."""
@@ -46,6 +47,11 @@ class RowSelection:
             self.stay[rest] = False
             for side, report in enumerate(self.result.reports):
                 report.passed_over += int((self.held_out[rest] == bool(side)).sum())
+
+    def hold_out(self, number: int) -> None:
+        """Hold out so many of the rows that stay: those whose number by content is lowest."""
+        rows = np.flatnonzero(self.stay)
+        self.held_out[rows[np.argsort(self.result.digests[rows, 0], kind="stable")[:number]]] = True
 
     def keep_alike_together(self, traits: RowStats) -> None:
         """Near-duplicates go to one side of the split, and rows that say the same go where the first of them goes."""
@@ -97,6 +103,8 @@ def select_rows(result: UsableRows, clean: Clean, rules: Rules, takes: Sequence[
     selection, traits = RowSelection(result, rules), result.traits
     for source, take in enumerate(takes):
         selection.take(source, take)
+    if isinstance(rules.share, int):
+        selection.hold_out(rules.share)
     if traits is None:
         return selection
     if rules.apart:

@@ -25,7 +25,7 @@ from lorakit.data.rows import Block, Row, RowContent, normalize_line_ends
 from lorakit.errors import UserError
 from lorakit.recipe.data_files import data_suffix
 from lorakit.recipe.did_you_mean import nearest
-from lorakit.recipe.fields import entry_name, entry_settings
+from lorakit.recipe.fields import entry_name, entry_settings, is_split
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problem import one_line, show_path
 from lorakit.recipe.schema import Data, Source
@@ -120,7 +120,7 @@ def sources_of(section: Data, written: Any) -> list[Source]:
 
 def all_sources(section: Data) -> list[Source]:
     """Every source that a recipe names, the held-out ones last."""
-    held_out = [] if section.eval is None or isinstance(section.eval, float) else sources_of(section, section.eval)
+    held_out = [] if section.eval is None or is_split(section.eval) else sources_of(section, section.eval)
     return [*sources_of(section, section.train), *held_out]
 
 

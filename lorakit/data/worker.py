@@ -30,7 +30,7 @@ class Rules:
     max_length: int
     overlong: str
     broken: str
-    share: float | None  # that is held out, where rows are split by what they say
+    share: float | int | None  # that is held out, or how many, where rows are split by what they say
     checks: Mapping[str, str]  # of a row alone, and what they do
     traits: bool  # whether rows are compared with each other; and by near likeness, and by style too
     near: bool
@@ -145,8 +145,9 @@ class Worker:
             return None
 
     def _side(self, digest: bytes) -> bool:
-        """Whether a row is held out by the split: a number between 0 and 1 made of its digest is below the share."""
-        return self.rules.share is not None and int.from_bytes(digest[:8], "big") / 2**64 < self.rules.share
+        """Whether a row is held out by the split: a number between 0 and 1 made of its digest is below the share. A
+        number of rows is known once all are, and until then none is."""
+        return isinstance(self.rules.share, float) and int.from_bytes(digest[:8], "big") / 2**64 < self.rules.share
 
     def _cleaned(self, content: RowContent, where: str, report: Report) -> RowContent | None:
         cleaned, findings = clean(content, self.rules.checks, self._controls)

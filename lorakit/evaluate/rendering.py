@@ -25,6 +25,7 @@ from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids
 from lorakit.plan.model_info import read_model_info
 from lorakit.prepare import GivenRows, Prepared, data_of_file
 from lorakit.progress import Progress
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.schema import Data
 
 Row = dict[str, Any]
@@ -140,7 +141,7 @@ def _render(spec: EvalModelSpec, data: Data, template: ChatTemplate, progress: P
     """The held-out rows of a data section, or its training rows if it has no held-out ones; first the stop tokens."""
     words = own_stop_words(spec, template.tokenizer)
     template = replace(template, train_on=data.train_on, system=data.system, stop_words=words)
-    if data.eval is not None and not isinstance(data.eval, float):
+    if data.eval is not None and not is_split(data.eval):
         data = data.model_copy(update={"train": data.eval, "eval": None})
     try:
         train, held_out = examples_of(data, template, progress)

@@ -20,6 +20,7 @@ from lorakit.errors import UserError
 from lorakit.plan.estimate import RowEstimate, assume_rows
 from lorakit.progress import Silent
 from lorakit.recipe.data_files import COLUMN_SUFFIXES, COMPRESSIONS
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.schema import Data, Recipe, Source
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | No
     """What the rows of a recipe are like; a `UserError` where a source cannot be read, or no row is left. Called where
     there are rows, `find_template` gives the tokenizer with its chat template, None where it is not on this machine."""
     data, limit = recipe.data, recipe.data.max_length
-    held_out_files = [] if data.eval is None or isinstance(data.eval, float) else sources_of(data, data.eval)
+    held_out_files = [] if data.eval is None or is_split(data.eval) else sources_of(data, data.eval)
     local = [[_on_this_machine(source) for source in side] for side in (sources_of(data, data.train), held_out_files)]
     if not all(map(all, local)):
         return assume_rows(limit, "the rows are not on this machine")
@@ -108,10 +109,17 @@ def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | No
     return replace(rows, sample=tuple(_evenly(list(_texts(train)), _TEXTS)))
 
 
+def _share_of(split: Any, rows: float) -> float:
+    """The share of the training rows that is held out of them."""
+    if not is_split(split):
+        return 0.0
+    return float(split) if isinstance(split, float) else min(split / max(rows, 1), 0.99)
+
+
 def _count(train: list[SourceSample], held_out: list[SourceSample], split: Any) -> dict[str, Any]:
     """How many rows are trained on and held out, by the records that can be read."""
-    share = split if isinstance(split, float) else 0.0
     rows = [one.expect(len(one.readable) / max(len(one.rows), 1)) for one in train]
+    share = _share_of(split, sum(rows))
     weights = tuple(one.opened.source.weight for one in train)
     mixture = Mixture(tuple(round(count * (1 - share)) for count in rows), weights)
     apart = share * sum(rows) + sum(one.expect() for one in held_out)
@@ -129,7 +137,7 @@ def _prepare_whole(settings: Data, template: "ChatTemplate") -> RowEstimate:
         own = index.source == number
         tokens, trained = index.length[own].tolist(), int(index.trained[own].sum())
         sources.append(_Lengths(source.weight, source.examples, tokens, trained))
-    reports = [train.report] + ([held_out.report] if held_out and isinstance(settings.eval, float) else [])
+    reports = [train.report] + ([held_out.report] if held_out and is_split(settings.eval) else [])
     broken = sum(map(_count_broken, reports))
     return _combine(
         sources,
@@ -151,7 +159,7 @@ def _prepare_sample(
     from lorakit.data.examples import rules_of
     from lorakit.data.worker import Worker
 
-    share = settings.eval if isinstance(settings.eval, float) else 0.0
+    share = _share_of(settings.eval, sum(one.expect() for one in train))
     worker = Worker([one.opened for one in train], template, rules_of(settings, None, False))
     sources, texts, longest, tokenized, broken = [], [], 0, 0, 0
     for number, one in enumerate(train):

@@ -96,6 +96,11 @@ Interval = Annotated[
 ]
 
 
+def is_split(held_out: Any) -> bool:
+    """Whether the held-out rows are a share or a number of the training rows, instead of rows of their own."""
+    return isinstance(held_out, float | int)
+
+
 def entry_names(value: Any) -> list[str]:
     """The entries that a value names: one, unless the recipe is wrong."""
     if isinstance(value, str):

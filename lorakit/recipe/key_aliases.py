@@ -57,7 +57,7 @@ _KEYS: dict[tuple[str, str], str] = {
         dataset datasets dataset_dir dataset_name dataset_path data_path train_data train_file train_dataset""",
     ("data.train: {path: FILE, take: N}", ""): "max_samples",
     ("data.eval", ""): "eval_file eval_dataset test_datasets validation validation_file",
-    ("data.eval", "A fraction holds out that share of the training rows"): """
+    ("data.eval", "A fraction holds out that share of the training rows, a whole number so many"): """
         val_size val_split validation_split eval_split test_size val_set_size""",
     ("data.format", ""): "dataset_format",
     ("data.columns: {text: NAME}", ""): "dataset_text_field text_column",

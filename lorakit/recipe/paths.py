@@ -192,7 +192,8 @@ def _no_hub_id(text: str, role: PathRole, is_eval: bool) -> tuple[str, str] | No
     if share := re.fullmatch(r"(\d{1,3})/(\d{1,3})", text):
         number = f"{int(share[1]) / max(int(share[2]), 1):.4g}"
     if is_eval and number:
-        return reason, f"Write {number}." if 0 < float(number) < 1 else "Write a fraction such as 0.1."
+        is_number = 0 < float(number) < 1 or number.isdigit()
+        return reason, f"Write {number}." if is_number else "Write a fraction such as 0.1."
     if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
         return None
     example = "data/eval.jsonl, or a fraction such as 0.1" if is_eval else role.example

@@ -210,8 +210,9 @@ class Data(Section):
 
     train: DataRef | Source | Annotated[list[DataRef | Source], Field(min_length=1)]
     """The training rows: a path, a hub dataset id, a source, or a list of these."""
-    eval: Share | DataRef | Source | Annotated[list[DataRef | Source], Field(min_length=1)] | None = None
-    """The held-out rows: a source, or a fraction of the training rows, chosen by a hash of each row's content."""
+    eval: Share | PositiveInt | DataRef | Source | Annotated[list[DataRef | Source], Field(min_length=1)] | None = None
+    """The held-out rows: a source, or a fraction or number of the training rows, chosen by a hash of each row's \
+content."""
     format: Format = "auto"
     """How a row becomes a conversation."""
     columns: dict[str, str] = {}

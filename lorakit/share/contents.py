@@ -13,6 +13,7 @@ from lorakit.errors import UserError
 from lorakit.export.private_text import find_secrets, redact
 from lorakit.prepare import refuse_changed_weights, reopen_run
 from lorakit.progress import Progress
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.load import load
 from lorakit.recipe.paths import input_paths, is_path
 from lorakit.recipe.schema import Recipe
@@ -76,7 +77,7 @@ def _rows(
         raise UserError("--held-out-rows: the recipe of this run names none (data.eval). Leave it out.")
     if options.training_rows:
         steps.append(pack_files(run, data, "train", recorded))
-    share_of_packed = options.training_rows and isinstance(data.eval, float)
+    share_of_packed = options.training_rows and is_split(data.eval)
     extracts = options.held_out_rows and needs_base(data) and not share_of_packed
     if options.base and not extracts:
         raise UserError("--base: is for held-out rows that only the tokenizer tells apart. Leave it out.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import UserError
 from lorakit.progress import Progress
+from lorakit.recipe.fields import is_split
 from lorakit.run_dir import versions
 from lorakit.share.diff_side import SIDES, DiffSide, Side, align_sources
 from lorakit.share.row_diff import RowDifference, compare_rows
@@ -135,7 +136,7 @@ def _same_tokens(a: DiffSide, b: DiffSide, side: Side) -> bool | None:
 
 def _compare_side(a: DiffSide, b: DiffSide, side: Side, progress: Progress) -> RowDifference | str:
     written = [getattr(one.recipe.data, side) for one in (a, b)]
-    if any(isinstance(one, float) for one in written):
+    if any(is_split(one) for one in written):
         return "held-out rows are a share of the training rows, which are compared before that split"
     if written == [None, None]:
         return "both have none"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lorakit.data.sources import sources_of
 from lorakit.errors import UserError
 from lorakit.recipe.adapter_kind import unread_keys
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problem import one_line, show_path
@@ -68,7 +69,7 @@ class DiffSide:
     def sources(self, side: Side) -> list[Source]:
         """The sources of one side; none where the held-out rows are a fraction of the others."""
         written = getattr(self.recipe.data, side)
-        return [] if written is None or isinstance(written, float) else sources_of(self.recipe.data, written)
+        return [] if written is None or is_split(written) else sources_of(self.recipe.data, written)
 
     def locate(self, side: Side) -> list[Source]:
         """The same with paths where the files lie now; UserError where they are gone or are not what a run read."""

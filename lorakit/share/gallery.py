@@ -8,6 +8,7 @@ from typing import Any
 
 from lorakit.errors import UserError
 from lorakit.recipe.did_you_mean import nearest
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.load import LoadedRecipe, load
 from lorakit.recipe.paths import input_paths
 from lorakit.recipe.schema import Data
@@ -52,7 +53,7 @@ def gallery_tasks() -> Iterator[GalleryTask]:
     for name in task_names():
         folder = gallery_folder() / name
         recipe = load(folder / RECIPE).recipe
-        held_out = None if isinstance(recipe.data.eval, float) else recipe.data.eval
+        held_out = None if is_split(recipe.data.eval) else recipe.data.eval
         summary = first_sentence((folder / README).read_text(encoding="utf-8"))
         train, evaluation = (_count_rows(recipe.data, written) for written in (recipe.data.train, held_out))
         yield GalleryTask(name, summary, train, evaluation, recipe.model.base)

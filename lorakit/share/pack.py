@@ -9,6 +9,7 @@ import lorakit
 from lorakit.atomic_io import exclusive_lock
 from lorakit.errors import UserError
 from lorakit.progress import Progress
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run
 from lorakit.share.archive import suffix_of, write_archive
@@ -46,7 +47,7 @@ def _has_held_out_rows(run: Run, options: PackOptions) -> bool:
     """Whether the held-out rows are packed: those that are a share of the training files go with these."""
     if options.held_out_rows or not options.training_rows:
         return options.held_out_rows
-    return isinstance(load(run.recipe, ended=True).recipe.data.eval, float)
+    return is_split(load(run.recipe, ended=True).recipe.data.eval)
 
 
 def _refuse_existing(target: Path) -> None:

@@ -16,6 +16,7 @@ from lorakit.errors import UserError
 from lorakit.prepare import Prepared
 from lorakit.progress import Silent
 from lorakit.recipe.data_files import data_suffix, is_pattern, pattern_start
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.problem import show_path
 from lorakit.recipe.schema import Data, Source
 from lorakit.run_dir import Run
@@ -41,7 +42,7 @@ class PackedRows:
 
 def needs_base(data: Data) -> bool:
     """Whether the held-out rows are known only once the rows are tokenized: they are a share of files, or of a hub."""
-    if isinstance(data.eval, float):
+    if is_split(data.eval):
         return True
     sources = [] if data.eval is None else sources_of(data, data.eval)
     return any(one.take is not None or not is_file(one) for one in sources)
@@ -101,7 +102,7 @@ def write_held_out(
     """Write the held-out rows of a run alone below a folder: the data section that reads them there, and the files by
     their names in it. UserError, with the `remedy`, where they do not become the tokens of the training again."""
     data = prepared.rows.held_out_section
-    share, held_out = isinstance(data.eval, float), prepared.held_out
+    share, held_out = is_split(data.eval), prepared.held_out
     assert held_out is not None
     recorded = (manifest["data"].get("tokens_sha256") or {}).get("eval")
     if recorded not in (None, held_out.tokens_sha256()):

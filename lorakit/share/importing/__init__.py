@@ -146,6 +146,14 @@ def convert(kind: ForeignTool, conversion: Conversion) -> Conversion:
     return conversion
 
 
+_EXAMPLES = {
+    "data": "local_dataset: [rows.jsonl]",
+    "training": "training_type: lora",
+    "lora": "lora_r: 16",
+    "logging": "enable_wandb: false",
+}
+
+
 def recognise(config: ForeignConfig) -> ForeignTool:
     """The tool whose keys a config has."""
     scores = {name: _score(tool, config.tree) for name, tool in TOOLS.items()}
@@ -155,6 +163,11 @@ def recognise(config: ForeignConfig) -> ForeignTool:
         return TOOLS[names[0]]
     if not best and (what := other_file(config.tree)):
         raise UserError(f"{config.name}: is {what}. Give the config of the training.")
+    sections = [key for key in unsloth.MARKS.split() if key != "model" and key in config.tree]
+    if not best and isinstance(config.tree.get("model"), str) and len(sections) > 1:
+        wrong = next(key for key in sections if not isinstance(config.tree[key], dict))
+        what = f"{wrong} is {one_line(str(config.tree[wrong]), 40)!r}, and in Unsloth's config a mapping of settings"
+        raise UserError(f"{config.name}: {what}. Write for example {wrong}: {{{_EXAMPLES[wrong]}}}.")
     seen = one_line(", ".join(map(str, config.tree)), 200) or "none"
     remedy = f"Say which with --from: {', '.join(TOOLS)}."
     if names:

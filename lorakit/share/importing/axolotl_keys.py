@@ -49,8 +49,11 @@ _HARMLESS = {
     "the checkpoint itself says how it is quantized, and lorakit reads it": """
     gptq gptq_disable_exllama gptq_groupsize gptq_model_v1 gptq_use_triton""",
     "train.micro_batch: auto finds what fits, and leaves the batch as it is": "auto_find_batch_size",
-    "lorakit batches rows by length and shuffles them by train.seed": "group_by_length shuffle_merged_datasets "
-    "shuffle_before_merging_datasets",
+    "lorakit batches rows by length and shuffles them by train.seed": """
+    group_by_length shuffle_merged_datasets shuffle_before_merging_datasets data_seed""",
+    "Axolotl itself reads no key of this name, and it has no part in training": """
+    wandb_run wandb_runid wandb_tags wandb_notes hub_repo hub_token hf_token push_to_hub_model_id report_to run_name
+    eval_table_max_new_tokens early_stopping_threshold logging_dir seed_everything project_name experiment_name""",
     "lorakit evaluates as many rows at once as fit": "eval_batch_size eval_accumulation_steps eval_sequence_len",
     "it is an option of the command: lorakit train --resume, or --overwrite": """
     resume_from_checkpoint auto_resume_from_checkpoints overwrite_output_dir""",

@@ -30,6 +30,8 @@ class PlainPrompt:
     system: str = ""
     system_otherwise: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    joins: bool = False
+    """Whether instruction and input are lines of their own where they are not empty."""
 
 
 _OF_ALPACA = {"instruction": "instruction", "input": "input", "output": "output"}
@@ -85,12 +87,17 @@ ORCA_CHATML = PlainPrompt(
     _ORCA_CHATML_TURN, _ORCA_CHATML_TURN, "<|im_start|>system\n{system}<|im_end|>\n", columns=_OF_ORCA
 )
 UNSLOTH_ALPACA = replace(ALPACA, without_input=ALPACA.with_input.replace("{input}", ""))
-JOINED = PlainPrompt("{instruction}\n{input}", "{instruction}", columns=_OF_ALPACA)
+JOINED = PlainPrompt("{instruction}\n{input}", "{instruction}", columns=_OF_ALPACA, joins=True)
 
 
 def template_format(prompt: PlainPrompt) -> dict[str, Any]:
     """The settings of the format `template` that write this prompt and its answer."""
     columns, answer = prompt.columns, _places("{output}", prompt.columns)
+    if prompt.joins:
+        names = (_variable(columns["instruction"]), _variable(columns["input"]))
+        lines = ", ".join(f"{name} if {name} is defined else ''" for name in names)
+        text = f"{{{{ [{lines}] | select | join('\\n') }}}}"
+        return {"template": {"user": {"jinja_text": text}, "assistant": answer}}
     bare = prompt.without_input
     if "input" not in columns and "system" not in columns:
         return {"template": {"user": _places(prompt.system_otherwise + bare, columns), "assistant": answer}}
@@ -162,9 +169,7 @@ def begins_with_bos(c: Conversion) -> bool | None:
     """Whether the base's tokenizer puts its beginning of sequence before a plain text; None where that is not known."""
     reference = str(c.recipe.get("model.base", ""))
     file = Path(reference) / "tokenizer.json"
-    if is_local(c, reference):
-        if not file.is_file():
-            return None
+    if is_local(c, reference) and file.is_file():
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(file))

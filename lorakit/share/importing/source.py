@@ -205,8 +205,10 @@ def _script_start(words: list[str], name: str) -> int | None:
             return at + 2
         if re.search(r"(^|/)sft[\w-]*\.py$|trl\.scripts\.sft$", word):
             return at + 1
-        if re.search(r"(^|/)llamafactory-cli$", word) and words[at + 1 : at + 2] == ["train"]:
+        if re.search(r"(^|/)llamafactory-cli$|^llamafactory\.cli$", word) and words[at + 1 : at + 2] == ["train"]:
             return at + 2
+        if re.search(r"(^|/)train(_bash)?\.py$", word) and "--stage" in words:  # LLaMA-Factory's earlier script
+            return at + 1
     return None
 
 

@@ -34,6 +34,15 @@ _SPECIAL_TOKENS = (
 """A part of a base's name -> the special tokens of its tokenizer_config.json."""
 
 
+_ENDS_OF_TURNS = (
+    (r"qwen-?(?:2|3)|qwq|smollm[23]?-[\w.]*instruct|smollm3", "<|im_end|>"),
+    (r"llama-3[\w.-]*instruct", "<|eot_id|>"),
+    (r"gemma-[\w.-]*it\b", "<end_of_turn>"),
+    (r"phi-3|phi-3\.5", "<|end|>"),
+)
+"""A part of a base's name -> the token that ends a turn in its own chat template."""
+
+
 def own_special_tokens(c: Conversion) -> dict[str, str]:
     """The special tokens that the base has by itself, where its name tells them."""
     name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
@@ -54,11 +63,26 @@ def special_token(c: Conversion, key: str, name: str, token: str) -> None:
         c.ignore(key, "padding is never trained on nor seen")
     elif own_special_tokens(c).get(name) == token:
         c.account(key, "same", reason="it is the base's own")
-    elif name == "eos_token" and token == c.end_of_turn:
+    elif name == "eos_token" and token == (c.end_of_turn or _own_end_of_turn(c)) and not _has_texts(c):
         reason = "it ends a turn of the chat template, and lorakit trains it and stops at it"
         c.account(key, "same", to="model.chat_template", reason=reason)
     elif name == "bos_token" and (text := _template_text(c)) and "bos_token" not in text:
         c.ignore(key, "the chat template writes no beginning of a sequence")
+
+
+def _own_end_of_turn(c: Conversion) -> str:
+    """The token with which the base's own chat template ends a turn, where its name tells and the recipe keeps it."""
+    name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
+    if c.recipe.get("model.chat_template"):
+        return ""
+    return next((token for pattern, token in _ENDS_OF_TURNS if re.search(pattern, name)), "")
+
+
+def _has_texts(c: Conversion) -> bool:
+    """Whether some rows are texts, which the tokenizer's own end token ends."""
+    sources = c.recipe.get("data.train", [])
+    sources = sources if isinstance(sources, list) else [sources]
+    return any(isinstance(source, dict) and source.get("format") == "text" for source in sources)
 
 
 def _template_text(c: Conversion) -> str:

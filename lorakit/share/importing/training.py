@@ -1,12 +1,14 @@
 """What the tools share, since all of them stand on transformers' Trainer: batches, length, schedule, optimizer,
 evaluation and saving, and the number formats. The words are those of transformers' TrainingArguments."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lorakit.amounts import counted
 from lorakit.share.importing.conversion import Conversion
+from lorakit.share.importing.paths import find_local, remote_reason
 from lorakit.share.importing.source import as_flag, as_number
 from lorakit.share.importing.verdicts import ByFunction, OffOnly, keys_with
 
@@ -260,16 +262,15 @@ def save(c: Conversion, default: str = "steps", keys: str = "save_strategy save_
 
 
 def held_out_share(c: Conversion, key: str, default: float = 0.0) -> bool:
-    """A share of the training rows that is held out -> `data.eval`; whether there is one."""
+    """A share, or a number, of the training rows that is held out -> `data.eval`; whether there is one."""
     size = c.number(key, default)
     if not size or size <= 0:
         c.ignore(key, "no rows are held out")
         return False
-    if size >= 1:
-        reason = f"lorakit holds out a share of the rows, and {size:g} is a number of rows"
-        c.refuse(key, reason, "Write it as a share, such as 0.05, or import with --partial and write data.eval.")
+    if size >= 1 and size != int(size):
+        c.refuse(key, "it is neither a share nor a number of rows", "Write a share, such as 0.05, or a whole number.")
         return False
-    c.map("data.eval", float(size), key, _SPLIT_NOTE)
+    c.map("data.eval", float(size) if size < 1 else int(size), key, _SPLIT_NOTE)
     c.note(BEST_NOTE)
     return True
 
@@ -341,6 +342,8 @@ def sharding(c: Conversion, deepspeed: str = "deepspeed", fsdp: str = "fsdp fsdp
     keys = [key for key in (deepspeed, *fsdp.split()) if c.value(key) not in (None, "", [], {}, False)]
     if not keys:
         return
+    if keys[0] == deepspeed and not _deepspeed_only_shares(c, deepspeed):
+        return
     if c.devices == 1:
         c.ignore(keys, "on one device nothing is shared out; it never changes the result")
         return
@@ -355,3 +358,26 @@ def sharding(c: Conversion, deepspeed: str = "deepspeed", fsdp: str = "fsdp fsdp
         )
         return
     c.map("train.sharding", word, keys, "memory and speed, not the result")
+
+
+def _deepspeed_only_shares(c: Conversion, key: str) -> bool:
+    """Whether DeepSpeed's settings bring no optimizer or schedule of their own, which are then refused."""
+    value = c.value(key)
+    path = find_local(c, value) if isinstance(value, str) and not remote_reason(value) else None
+    if path is not None and path.is_file():
+        try:
+            value = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (ValueError, OSError, RecursionError):
+            value = None
+    if not isinstance(value, dict):
+        if not re.search(r"(?:zero|ds_z|z)_?[0-3]", str(value).lower()):
+            c.note(f"{value} is not here: an optimizer or a schedule in it would go before those of the config.")
+        return True
+    for name, known in (("optimizer", ("adam", "adamw")), ("scheduler", ())):
+        own = value.get(name)
+        kind = str(own.get("type", "")) if isinstance(own, dict) else ""
+        if own and kind.lower() not in known:
+            reason = f"its {name} {kind or 'of its own'} goes before that of the config"
+            c.refuse(key, reason, f"Take {name} out of it, or import with --partial.")
+            return False
+    return True

@@ -189,6 +189,7 @@ KEYS: dict[str, Any] = {
         "dataset_kwargs.skip_prepare_dataset",
     ),
     **keys_with(ByFunction("it is off"), "chat_template warmup_ratio"),
+    **keys_with(Harmless("the result is the same with each attention"), "use_flash_attention_2 use_flash_attn"),
     **keys_with(
         Harmless("lorakit logs every step into log.jsonl and reports to no tracker"),
         "wandb_entity wandb_project wandb_run_group wandb_log_unique_prompts log_completions overwrite_hub_revision",
