@@ -429,3 +429,16 @@ def test_columns_that_come_late_and_files_without_rows_are_named(folder):
 def test_a_take_that_leaves_nothing_says_so(folder):
     with pytest.raises(UserError, match=r"take leaves none of 20 rows"):
         made(folder, train=[{"path": str(folder / "a.jsonl"), "take": 1e-9}])
+
+
+def test_a_number_of_rows_is_held_out_whatever_their_order(folder):
+    rows = (folder / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    chat = ChatTemplate(CHATML.tokenizer(), train_on="assistant", system=None)
+    settings = Data(train=str(folder / "a.jsonl"), eval=3, clean={"near_leakage": "off"})
+    train, held_out = examples_of(settings, chat, Silent())
+    assert (held_out.report.used, train.report.used + held_out.report.used) == (3, len(rows))
+    before = {tuple(row["input_ids"]) for row in held_out.rows}
+    (folder / "a.jsonl").write_text("\n".join(reversed(rows)) + "\n", encoding="utf-8")
+    assert {tuple(row["input_ids"]) for row in examples_of(settings, chat, Silent())[1].rows} == before
+    with pytest.raises(UserError, match=f"data.eval: {len(rows)} no row is left to train on"):
+        examples_of(settings.model_copy(update={"eval": len(rows)}), chat, Silent())

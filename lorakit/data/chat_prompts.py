@@ -16,6 +16,7 @@ from lorakit.data.examples import rules_of
 from lorakit.data.rows import Conversation, Message, RowError, up_to_last_answer
 from lorakit.data.sources import open_source, source_name, sources_of
 from lorakit.progress import Progress
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.schema import Data
 
 
@@ -49,7 +50,7 @@ def read_conversations(
     """The conversations at some places (`where` of the examples), with the recipe's system prompt. Rows of other kinds
     (documents, tokens) have none. `settings`: the data section that the examples were made of; the rows of its `eval`,
     or of its `train` where that is a share or nothing."""
-    written = settings.train if settings.eval is None or isinstance(settings.eval, float) else settings.eval
+    written = settings.train if settings.eval is None or is_split(settings.eval) else settings.eval
     wanted, conversations = set(places), dict[str, TemplatedRow]()
     fixes = {check: "fix" for check, action in rules_of(settings, None, survey=False).checks.items() if action == "fix"}
     for source in (open_source(one) for one in sources_of(settings, written)):

@@ -20,6 +20,7 @@ from lorakit.prepare import GivenRows, Prepared, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import effective_model, initial_adapter, trains_all
 from lorakit.recipe.data_files import is_pattern
+from lorakit.recipe.fields import is_split
 from lorakit.recipe.load import load, to_yaml
 from lorakit.recipe.paths import is_path
 from lorakit.recipe.problem import show_path
@@ -137,7 +138,7 @@ class _Rows:
         new = self._new_source(old)
         training = [*old, new]
         rows, notes = self._count(old, new)
-        if isinstance(written, float) and not task.only_new:
+        if isinstance(written, float) and not task.only_new:  # a number of rows would be others with new ones
             if task.held_out not in (None, written):
                 reason = f"the recipe holds out a share of all rows (data.eval: {written:g}), of the new ones too"
                 raise UserError(
@@ -209,7 +210,7 @@ class _Rows:
         if written is None:
             return [], clean
         try:
-            if isinstance(written, float):
+            if is_split(written):
                 return self._extracted()
             return _as_sources(locate_sources(written, self.run.folder, self.manifest["data"]["files"])), clean
         except MissingRows as error:

@@ -151,8 +151,8 @@ def write_sources(c: Conversion, ours: str, sources: list[ImportedSource], keys:
 def _joined(sources: list[Any], once: bool) -> list[Any]:
     """The sources, each there once: one that is named several times is trained as often, unless `once`."""
     joined: list[Any] = []
-    for source in sources:
-        if source in joined:
+    for at, source in enumerate(sources):
+        if source in sources[:at]:
             continue
         count = 1 if once else sources.count(source)
         facts = source if isinstance(source, dict) else {"path": source}
