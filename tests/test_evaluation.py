@@ -195,6 +195,7 @@ def test_rows_limits_what_is_scored(recipe_file, tmp_path):
         "count": 3,
         "available": 10,
         "with_answer": 3,
+        "answers": 3,
     }
 
 

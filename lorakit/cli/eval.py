@@ -71,6 +71,10 @@ def evaluate(
         str | None,
         typer.Option("--metrics", metavar="A,B", help="Metrics of generated answers, instead of the recipe's."),
     ] = None,
+    turns: Annotated[
+        Literal["last", "all"] | None,
+        typer.Option("--turns", help="Which answers of a row are generated, instead of the recipe's evaluate.turns."),
+    ] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, metavar="N", help="Score the first N rows.")] = None,
     baseline: Baseline = None,
     fail_under: Annotated[
@@ -191,7 +195,8 @@ def evaluate(
             at = find_reference(model_set, not_worse_than) if not_worse_than else None
             if at is not None and "base" not in [spec.kind for spec in model_set.specs]:
                 baseline = baseline or model_set.specs[at].name
-            settings = EvalSettings(chosen, tokens, rows or recipe.rows, seed, not no_cache, baseline)
+            which = turns or recipe.turns
+            settings = EvalSettings(chosen, tokens, rows or recipe.rows, seed, not no_cache, baseline, which)
             examined = create_examination(model_set, general) if diagnose or general else None
             thresholds = parse_limits("--fail-under", fail_under, settings.metrics)
             limits = parse_limits("--on", judged, settings.metrics, optional=True)

@@ -176,7 +176,9 @@ def _compare(
             progress.warn("no held-out rows: the two are not compared. lorakit eval with --data FILE compares them")
             return [], None
         recipe = default_settings(models.prepared)
-        settings = EvalSettings(recipe.metrics, recipe.max_new_tokens, baseline=models.specs[1].name)
+        settings = EvalSettings(
+            recipe.metrics, recipe.max_new_tokens, baseline=models.specs[1].name, turns=recipe.turns
+        )
         evaluation = score_models(models, None, settings, progress)
         if not is_first():
             return [], None

@@ -147,6 +147,19 @@ def _measure(entry: MetricSpec, name: str, rows: Sequence[Any]) -> Measure:
     return mean(values[:, 0], entry.unit, entry.higher)
 
 
+def average_by_row(measure: Measure, rows: Sequence[int]) -> Measure:
+    """A measure of answers as one of rows: `rows` says whose each answer is, in order. A mean is taken over each row's
+    answers first, so that each row counts once; what a pooled score adds up is added up."""
+    numbers, of_answer = np.unique(np.asarray(rows), return_inverse=True)
+    if len(numbers) == len(rows):
+        return measure
+    sums = np.zeros((len(numbers), measure.rows.shape[1]))
+    np.add.at(sums, of_answer, measure.rows)
+    if measure.pool is ratio:
+        sums /= np.maximum(sums[:, 1:], 1)
+    return replace(measure, rows=sums)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A 95 % interval; `method` is wilson, bonett-price or bootstrap."""

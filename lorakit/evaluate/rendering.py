@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
 from lorakit.data.dataset import Examples
@@ -29,6 +29,7 @@ from lorakit.recipe.fields import is_split
 from lorakit.recipe.schema import Data
 
 Row = dict[str, Any]
+Turns = Literal["last", "all"]
 MOST_TASKS = 50
 """Tags up to which each is scored by itself."""
 
@@ -37,12 +38,13 @@ MOST_TASKS = 50
 class RenderedRows:
     """Rows as one tokenizer renders them: input_ids, labels, `answer` (the index of the token at which the last answer
     begins, -1 without one: then none is generated), `where`, `task` (its tag, or nothing) and `source` (its number
-    among `sources`)."""
+    among `sources`). `turns`: whether the last answer of a row is generated, or each that is trained."""
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
     rows: list[Row]
     sources: list[SourceReport]
+    turns: Turns = "last"
 
     @property
     def pad(self) -> int:
@@ -56,17 +58,25 @@ class RenderedRows:
         return tags if len({*tags}) <= MOST_TASKS else [""] * len(tags)
 
     @cached_property
+    def answers(self) -> list[tuple[int, int]]:
+        """Each answer as the number of its row, and the index of the token at which it begins."""
+        rows = ((number, row) for number, row in enumerate(self.rows) if row["answer"] >= 0)
+        return [(number, start) for number, row in rows for start in _answer_starts(row, self.turns)]
+
+    @cached_property
     def with_answer(self) -> list[int]:
-        return [number for number, row in enumerate(self.rows) if row["answer"] >= 0]
+        """The row of each answer."""
+        return [number for number, _ in self.answers]
 
     @cached_property
     def prompts(self) -> list[list[int]]:
-        """The tokens before the answer, of each row `with_answer`."""
-        return [self.rows[number]["input_ids"][: self.rows[number]["answer"]] for number in self.with_answer]
+        """The tokens before each answer."""
+        return [self.rows[number]["input_ids"][:start] for number, start in self.answers]
 
     @cached_property
     def references(self) -> list[str]:
-        return [reference_of(self.rows[number], self.tokenizer, self.stop_ids) for number in self.with_answer]
+        """The text of each answer."""
+        return [reference_of(self.rows[number], self.tokenizer, self.stop_ids, start) for number, start in self.answers]
 
     @cached_property
     def characters(self) -> list[int]:
@@ -75,9 +85,19 @@ class RenderedRows:
         return [len(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in trained]
 
 
-def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> str:
-    """The text of a row's last answer."""
-    return decode_answer(until_stop(row["input_ids"][row["answer"] :], stop_ids), tokenizer)
+def _answer_starts(row: Row, turns: Turns) -> list[int]:
+    """Where the answers of a row begin: of all turns those at which a trained stretch begins. Where trained stretches
+    are not turns, as with `data.train_on: all`, the last one alone."""
+    last, labels = row["answer"], row["labels"]
+    if turns == "last":
+        return [last]
+    starts = [at for at, label in enumerate(labels) if label != IGNORED and (at == 0 or labels[at - 1] == IGNORED)]
+    return starts if starts and starts[-1] == last and starts[0] > 0 else [last]
+
+
+def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int], start: int | None = None) -> str:
+    """The text of a row's answer that begins at `start`, by default its last one."""
+    return decode_answer(until_stop(row["input_ids"][row["answer"] if start is None else start :], stop_ids), tokenizer)
 
 
 def render_for_models(

@@ -72,8 +72,8 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
     decoding = {"decoding": "greedy", "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
     return {
         **document_heading(FORMAT, machine),
-        "rows": {**rows, "with_answer": len(rendered.with_answer)},
-        "settings": {"metrics": metrics, **decoding},
+        "rows": {**rows, "with_answer": len({*rendered.with_answer}), "answers": len(rendered.with_answer)},
+        "settings": {"metrics": metrics, "turns": settings.turns, **decoding},
         "notes": evaluation.notes,
         "baseline": evaluation.baseline.name,
         "models": {
@@ -122,14 +122,17 @@ def describe_model(spec: EvalModelSpec, device: str) -> dict[str, Any]:
 
 
 def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """Of each row with an answer: its place, prompt and reference, and every model's answer and loss per token, and
-    what the row adds to each measure (`Measure.rows`), from which another evaluation can be compared with this one."""
+    """Of each answer: its row's place, its prompt and reference, every model's answer, the row's loss per token, and on
+    the first line of each row what it adds to each measure (`Measure.rows`), from which another evaluation can be
+    compared with this one."""
     rendered, models = evaluation.baseline.rendered, evaluation.models
+    rows, before = sorted({*rendered.with_answer}), -1
     generated = [model for model in models if model.answers]
     losses = {model.name: loss(model.nats, model.tokens).by_row for model in models if len(model.nats)}
     for at, number in enumerate(rendered.with_answer):
         row = rendered.rows[number]
         source = rendered.sources[row["source"]]
+        measured, before = None if number == before else rows.index(number), number
         yield {
             "where": row["where"],
             "source": source.path,
@@ -141,13 +144,18 @@ def _answer_lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
             "loss": {name: float(of_rows[number]) for name, of_rows in losses.items()},
             "sums": {
                 model.name: {
-                    name: measure.rows[at if group == "answers" else number].tolist()
+                    name: _sums(measure, None if measured is None else measured if group == "answers" else number)
                     for group in ("rows", "answers")
                     for name, measure in model.measures[""].get(group, {}).items()
                 }
                 for model in models
             },
         }
+
+
+def _sums(measure: Measure, row: int | None) -> list[float]:
+    """What a row adds; nothing on the further lines of a row."""
+    return [0.0] * measure.rows.shape[1] if row is None else list(measure.rows[row].tolist())
 
 
 def tables(evaluation: Evaluation, title: str) -> Iterator[Table]:

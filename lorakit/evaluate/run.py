@@ -16,10 +16,20 @@ from lorakit.evaluate.classification import Labels, LabelScores, labels_of, scor
 from lorakit.evaluate.diagnosis.examination import Examination, diagnose_models
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.forward import decode_answer, trained_tokens
-from lorakit.evaluate.metric import Comparison, Measure, Score, compare, intervals, loss, perplexity, row_scores
+from lorakit.evaluate.metric import (
+    Comparison,
+    Measure,
+    Score,
+    average_by_row,
+    compare,
+    intervals,
+    loss,
+    perplexity,
+    row_scores,
+)
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.prompting import AnswerCosts, PromptingComparison, add_prompts, compare_with_prompting, costs_of
-from lorakit.evaluate.rendering import MOST_TASKS, RenderedRows, positions_of_model, render_for_models
+from lorakit.evaluate.rendering import MOST_TASKS, RenderedRows, Turns, positions_of_model, render_for_models
 from lorakit.evaluate.served_answers import add_chat_prompts, ask_for_rows
 from lorakit.model.peft_adapter import is_no_op
 from lorakit.plan.model_info import unseen
@@ -35,7 +45,7 @@ _PER_TOKEN = ("loss", "perplexity")
 @dataclass(frozen=True)
 class EvalSettings:
     """How to score. `metrics` as the recipe has them; `rows`: only the first ones, None is all; `seed` is for the
-    intervals; `cache`: read what was computed before, and write what is computed."""
+    intervals; `cache`: read what was computed before, and write what is computed; `turns`: which answers of a row."""
 
     metrics: tuple[Any, ...] = ()
     max_new_tokens: int = 64
@@ -43,6 +53,7 @@ class EvalSettings:
     seed: int = 0
     cache: bool = True
     baseline: str | None = None
+    turns: Turns = "last"
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +161,7 @@ def score_model(
     if characters is not None:
         whole["rows"]["loss-per-character"] = loss(nats, np.array(characters, dtype=float))
     if answers:
-        whole["answers"] = row_scores(settings.metrics, answers, rendered.references)
+        whole["answers"] = _answer_scores(settings.metrics, answers, rendered)
     measures = {"": whole} | {part: _only(whole, mask, rendered) for part, mask in _masks(rendered).items()}
     classes = {task: score_labels(likelihoods[task], one.truth, one.texts) for task, one in labels.items()}
     for task, scores in classes.items():
@@ -159,6 +170,12 @@ def score_model(
     computed = (nats, tokens, answers, ended, likelihoods, classes)
     costs = costs_of(prompts, generated) if generated else None
     return ModelResult(eval_model.spec, rendered, *computed, measures, examined, costs)
+
+
+def _answer_scores(metrics: Sequence[Any], answers: Sequence[str], rendered: RenderedRows) -> dict[str, Measure]:
+    """The metrics of the answers, as measures of the rows that have some."""
+    scores = row_scores(metrics, answers, rendered.references)
+    return {name: average_by_row(measure, rendered.with_answer) for name, measure in scores.items()}
 
 
 def _score_server(eval_model: inference.EvalModel, settings: EvalSettings) -> ModelResult:
@@ -187,7 +204,7 @@ def _masks(rendered: RenderedRows) -> dict[str, np.ndarray]:
 
 def _only(measures: Groups, mask: np.ndarray, rendered: RenderedRows) -> Groups:
     """The measures of some rows alone: the others add nothing. Those of labels are of whole tasks, and are left out."""
-    masks = {"rows": mask, "answers": mask[rendered.with_answer]}
+    masks = {"rows": mask, "answers": mask[sorted({*rendered.with_answer})]}
     return {
         group: {name: replace(measure, rows=measure.rows * masks[group][:, None]) for name, measure in of_group.items()}
         for group, of_group in measures.items()
@@ -225,7 +242,7 @@ def default_settings(prepared: Prepared | None) -> EvalSettings:
         return EvalSettings(("exact-match",))
     settings = prepared.recipe.evaluate
     rows = None if settings.rows == "all" else int(settings.rows)
-    return EvalSettings(tuple(settings.metrics), settings.max_new_tokens, rows)
+    return EvalSettings(tuple(settings.metrics), settings.max_new_tokens, rows, turns=settings.turns)
 
 
 def score_models(
@@ -241,7 +258,9 @@ def score_models(
     rendered_rows, source = render_for_models(model_set, file, progress)
     whole, notes = add_chat_prompts(rendered_rows, model_set, file, progress)
     # Models that share a rendering go on sharing it.
-    first = {id(one): replace(one, rows=one.rows[: settings.rows]) for one in whole}
+    if settings.turns == "all":
+        _refuse_single_turns(model_set)
+    first = {id(one): replace(one, rows=one.rows[: settings.rows], turns=settings.turns) for one in whole}
     each = [first[id(one)] for one in whole]
     apart = [spec.name for spec, rendered in zip(model_set.specs, each, strict=True) if rendered is not each[0]]
     each = add_prompts(each, model_set, file, progress)
@@ -276,6 +295,15 @@ def score_models(
         notes.append(note)
     evaluation = Evaluation(models, models[baseline], source, len(whole[0].rows), settings, model_set, notes)
     return replace(evaluation, findings=diagnose_models(evaluation, examination, file, progress))
+
+
+def _refuse_single_turns(model_set: ModelSet) -> None:
+    """What is asked for a row's last answer alone cannot be compared on all of them."""
+    for spec in model_set.specs:
+        if spec.endpoint or spec.prompting:
+            what = "a server" if spec.endpoint else "a model with a better prompt"
+            reason = f"{what} is asked for the last answer of a row alone"
+            raise UserError(f"evaluate.turns: all: {spec.name}: {reason}. Write --turns last.")
 
 
 def find_baseline(model_set: ModelSet, named: str | None) -> int:

@@ -329,6 +329,9 @@ class Evaluate(Section):
     """The longest generated answer, in tokens."""
     rows: PositiveInt | Literal["all"] = "all"
     """How many held-out rows are scored, from the first on."""
+    turns: Literal["last", "all"] = "last"
+    """Which answers of a row are generated and scored: the last one, or each that is trained, after the row's own \
+turns before it; a metric is then averaged over each row's answers first."""
     baselines: Baselines = Baselines()
     """Prompting as a rival, in the same table."""
 

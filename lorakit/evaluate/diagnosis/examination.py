@@ -19,7 +19,7 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.gguf_findings import measure_gguf
 from lorakit.evaluate.diagnosis.serving import add_server_findings
 from lorakit.evaluate.diagnosis.style import measure_style
-from lorakit.evaluate.forward import row_losses, trained_tokens
+from lorakit.evaluate.forward import row_losses, trained_tokens, until_stop
 from lorakit.evaluate.inference import EvalModel, Save, compute_losses, forward_passes
 from lorakit.evaluate.metric import Measure, compare, intervals, loss, ratio
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, have_same_weights
@@ -189,8 +189,9 @@ def _answer_findings(
         of_base = base.answers if base and len(base.answers) == len(answers) else None
         findings.append(copying.measure_parroting(answers, prompts, rendered.references, index, of_base, seed))
     cut = [not ended for ended in model.ended]
-    rows = [rendered.rows[number] for number in rendered.with_answer]
-    longer = [len(row["input_ids"]) - row["answer"] > settings.max_new_tokens for row in rows]
+    tails = (rendered.rows[number]["input_ids"][start:] for number, start in rendered.answers)
+    # With the token that ends an answer.
+    longer = [len(until_stop(tail, rendered.stop_ids)) + 1 > settings.max_new_tokens for tail in tails]
     return [*findings, *measure_style(answers, rendered.references, prompts, cut, longer, seed)]
 
 

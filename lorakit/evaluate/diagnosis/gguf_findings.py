@@ -90,8 +90,9 @@ def _measure_template(
     others = defaultdict(list)
     for row in render_rows(spec, tokenizer, model_set, file, Silent()):
         others[row["where"]].append(list(row["input_ids"][: row["answer"]]))
-    prompts = zip(rendered.with_answer, rendered.prompts, strict=True)
+    answered = {number: row for number, row in enumerate(rendered.rows) if row["answer"] >= 0}
+    prompts = [(number, row["input_ids"][: row["answer"]]) for number, row in answered.items()]
     differing = [number for number, prompt in prompts if list(prompt) not in others[rendered.rows[number]["where"]]]
     first = rendered.rows[differing[0]]["where"] if differing else None
-    details = {"same text": False, "prompts": len(rendered.prompts), "first difference": first}
-    return [TEMPLATE.measured(len(differing) / len(rendered.prompts), bool(differing), None, details)]
+    details = {"same text": False, "prompts": len(prompts), "first difference": first}
+    return [TEMPLATE.measured(len(differing) / len(prompts), bool(differing), None, details)]
