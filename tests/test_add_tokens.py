@@ -179,6 +179,17 @@ def test_an_adapter_alone_is_scored_and_merged_on_its_plain_base(trained, tmp_pa
     assert code == 0, err
 
 
+@pytest.mark.parametrize("kind", ["lora", "pissa"])
+def test_half_precision_trains_new_rows_in_float32(kind, recipe_file, tmp_path, plain_tokenizer):
+    base = write_base(tmp_path / "base", plain_tokenizer, True, 0)
+    model = {"base": str(base), "chat_template": "chatml", "add_tokens": CHAT, "dtype": "bfloat16"}
+    train = {"epochs": None, "steps": 2, "gradient_checkpointing": True, "learning_rate": 0.001}
+    run, outcome = run_recipe(recipe_file(model=model, train=train, adapter={"kind": kind}), tmp_path / "run")
+    (rows,) = [value for name, value in adapter_weights(run).items() if "trainable_tokens" in name]
+    assert rows.dtype == torch.float32 and not torch.equal(rows, rows.bfloat16().float())
+    assert outcome.eval_loss == pytest.approx(6, abs=0.2)
+
+
 def test_resume_equals_uninterrupted_with_new_tokens(recipe_file, tmp_path, monkeypatch, plain_tokenizer):
     base = write_base(tmp_path / "base", plain_tokenizer, False, 1)
     model = {"base": str(base), "chat_template": "chatml", "add_tokens": CHAT}

@@ -5,9 +5,11 @@ backward makes the gradient of every row to keep that of a few: 1.2 GB each for 
 bfloat16, and as many operations as training the head takes. Here the rows are looked up and multiplied by themselves.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
 from torch.nn.functional import embedding, linear
@@ -16,6 +18,13 @@ from torch.nn.functional import embedding, linear
 def token_layers(model: Any) -> list[Any]:
     """PEFT's layers of a model that train single rows, of tied ends both."""
     return [module for module in model.modules() if isinstance(module, TrainableTokensLayer)]
+
+
+def without_input_casts(model: Any, active: bool) -> AbstractContextManager[None]:
+    """PEFT's `disable_input_dtype_casting`, which fails at these layers: they lack the switch, and cast no input."""
+    for layer in token_layers(model):
+        layer.cast_input_dtype_enabled = False
+    return disable_input_dtype_casting(model, active)
 
 
 class TokenRows:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 
 from lorakit.distributed.processes import (
     any_of,
@@ -30,6 +29,7 @@ from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.block_code import PLAIN, BlockCode, use_block_code
 from lorakit.model.load import DTYPES
 from lorakit.model.loss import supervised_loss
+from lorakit.model.token_rows import without_input_casts
 from lorakit.model.tokenizer import pad_token_id
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
@@ -322,6 +322,6 @@ def compute_optimizations(model: Any, dtype: str, code: BlockCode = PLAIN) -> It
     """Within this, the model computes as it is trained, its blocks by `code`. Nothing of it is left changed."""
     # Under autocast the product is computed in half precision anyway: PEFT's copies to float32 would cost memory.
     is_peft = isinstance(model, PeftModel)
-    no_casting = disable_input_dtype_casting(model, active=dtype != "float32") if is_peft else nullcontext()
+    no_casting = without_input_casts(model, active=dtype != "float32") if is_peft else nullcontext()
     with no_casting, use_block_code(model, code):
         yield
