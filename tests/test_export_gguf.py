@@ -50,11 +50,12 @@ def test_llama_cpp_begins_prompts_as_the_training_did(run, lorakit, tmp_path):
         assert model.opening == [] and model.tokenize_prompt("apples") == model.tokenize("apples")
 
 
+@pytest.mark.slow
 def test_llama_cpp_reads_each_added_token_as_one(lorakit, tmp_path):
     base = spm_base(tmp_path / "base")
     run = make_run(tmp_path, base, model={"base": str(base), "add_tokens": ["<topic>", "<|note|>"]}, train={"steps": 1})
-    code, _, err = lorakit("export", run.folder, "--to", "gguf:q8_0", "--output", tmp_path / "out")
-    assert code == 0 and "added tokens: <topic>, <|note|>" in err
+    code, out, err = lorakit("export", run.folder, "--to", "gguf:q8_0", "--output", tmp_path / "out")
+    assert code == 0 and "added tokens: <topic>, <|note|>" in out, err
     with GgufModel(tmp_path / "out" / "gguf-q8_0" / "tiny-Q8_0.gguf") as model:
         first, _, second, _ = model.tokenize("<topic>a<|note|>b")
         assert [model.piece(first), model.piece(second)] == ["<topic>", "<|note|>"]
