@@ -76,6 +76,11 @@ class Run:
         except UserError:
             return False
 
+    def is_vacant(self) -> bool:
+        """Whether nothing is there but rows that were written for this run, and drafts."""
+        folder = self.folder
+        return not folder.is_dir() or all(is_draft(path) or path == self.rows for path in folder.iterdir())
+
     def is_complete(self) -> bool:
         """Whether the training here has ended, with its result in place."""
         return self.holds_results() and self.read_manifest().get("status") == COMPLETE
@@ -267,7 +272,7 @@ def _refuse_folder(run: Run, resume: bool, overwrite: bool) -> None:
                 f"{folder}: holds another run's results. Continue it with --resume, replace it with --overwrite, or "
                 "choose another folder with --output."
             )
-    elif folder.is_dir() and not all(is_draft(path) or path == run.rows for path in folder.iterdir()):
+    elif not run.is_vacant():
         why = f": its {run.manifest.name} is not a run's, or is damaged" if run.manifest.exists() else ""
         raise UserError(f"{folder}: is not empty and not a run folder{why}. Choose another with --output.")
 

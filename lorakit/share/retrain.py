@@ -267,7 +267,7 @@ def next_folder(run: Run, resume: bool) -> Path:
     """The folder of a new run beside another one: NAME-2, NAME-3, ...; to `resume`, the last one that is there."""
     folder = run.folder.resolve()
     stem, number = re.sub(r"-\d{1,4}$", "", folder.name), 2
-    while (folder.with_name(f"{stem}-{number}")).exists():
+    while (beside := folder.with_name(f"{stem}-{number}")).exists() and not Run(beside).is_vacant():
         number += 1
     if resume and number == 2:
         raise UserError(f"--resume: there is no {stem}-2 beside {run.folder}. Name the run's folder with --output.")
