@@ -73,7 +73,7 @@ AXOLOTL = {
         _CARD + "datasets: [{path: org/rows, type: sharegpt, conversation: chatml}]\nchat_template: chatml\n"
         "special_tokens: {eos_token: <|im_end|>, bos_token: <|begin_of_text|>, pad_token: <pad>}\n",
         (),
-        {"model.chat_template": "chatml", "data.train.format": "sharegpt"},
+        {"model.chat_template": "chatml", "data.train.format": "sharegpt", "model.add_tokens": ["<|im_end|>"]},
     ),
     "a prompt of its own": Shape(
         _CARD + "datasets:\n  - path: org/rows\n    type:\n      field_instruction: context\n"
@@ -104,6 +104,12 @@ AXOLOTL = {
     "noise, other weights, parts of attention": Shape(
         _CARD + _ROWS + "neftune_noise_alpha: 5\nunfrozen_parameters: [lm_head]\nsequence_parallel_degree: 2\n",
         ("neftune_noise_alpha", "unfrozen_parameters", "sequence_parallel_degree"),
+    ),
+    "one of ten shards": Shape(
+        _CARD + "datasets: [{path: org/rows, type: chat_template, shards: 10}]\n", (), {"data.train.take": 0.1}
+    ),
+    "words of bitsandbytes, as Axolotl has it anyway": Shape(
+        _CARD + _ROWS + "bnb_4bit_quant_type: nf4\nbnb_4bit_use_double_quant: true\nbnb_4bit_compute_dtype: bfloat16\n"
     ),
     "preferences": Shape(_CARD + "rl: dpo\ndatasets: [{path: org/pairs, type: chat_template.default}]\n", OTHER),
     "rewards": Shape(_CARD + _ROWS + "rl: grpo\ntrl: {beta: 0.1}\nhub_token: hf_abcdefghijklmnop\n", OTHER),

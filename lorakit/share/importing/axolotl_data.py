@@ -102,6 +102,7 @@ def _read_entry(c: Conversion, at: str, entry: dict[str, Any]) -> list[ImportedS
     sources = read_place(c, at, "path", "data_files", split)
     read_split(c, f"{at}.split", sources)
     read_subset(c, f"{at}.name", sources)
+    _read_shard(c, at, sources)
     c.ignore(f"{at}.ds_type", "the file's name tells its kind")
     if str(entry.get("ds_type")) == "text":
         c.refuse(f"{at}.ds_type", "Axolotl makes a row of each line, and lorakit of each document", "Write JSON Lines.")
@@ -113,6 +114,20 @@ def _read_entry(c: Conversion, at: str, entry: dict[str, Any]) -> list[ImportedS
     for source in sources:
         source.format, source.columns, source.trains, source.is_text = kind
     return sources
+
+
+def _read_shard(c: Conversion, at: str, sources: list[ImportedSource]) -> None:
+    """One of `shards` of the shuffled rows, which is so large a share of them."""
+    shards = c.whole(f"{at}.shards")
+    if not shards or shards < 2:
+        c.ignore([f"{at}.shards", f"{at}.shards_idx"], "all rows")
+        return
+    for source in sources:
+        source.facts["take"] = round(1 / shards, 6)
+    reason = "as large a share of the rows, chosen by a hash of what they say"
+    keys = [key for key in (f"{at}.shards", f"{at}.shards_idx") if c.has(key)]
+    for key in keys:
+        c.account(key, "mapped", to=f"take: {1 / shards:.6g}", reason=reason)
 
 
 def _read_type(c: Conversion, at: str, entry: dict[str, Any]) -> RowKind:

@@ -165,18 +165,25 @@ _REFUSED = (
         dataloader_drop_last max_packed_sequence_len mixed_dataset_weights""",
     ),
     (
+        "Axolotl reads no key of this name, and quantizes to nf4, its constants too",
+        "Write bnb_config_kwargs, which Axolotl reads, or remove it.",
+        """
+        bnb_4bit_quant_type=nf4 bnb_4bit_use_double_quant=true bnb_4bit_compute_dtype=bfloat16|float16|bf16|fp16|auto
+        use_qlora=true use_lora=true""",
+    ),
+    (
         "a plugin runs code of its own, which lorakit does not",
         "Remove it, or import with --partial to train without it.",
         "plugins",
     ),
 )
-_ENTRY_READ = """path data_files split name type ds_type revision field field_messages field_tools field_system
-    message_field_role message_field_content message_property_mappings roles roles_to_train train_on_eos
+_ENTRY_READ = """shards shards_idx path data_files split name type ds_type revision field field_messages field_tools
+    field_system message_field_role message_field_content message_property_mappings roles roles_to_train train_on_eos
     message_field_training chat_template chat_template_jinja conversation field_human field_model"""
 _ENTRY_HARMLESS = (
     "preprocess_shards field_thinking template_thinking_key chat_template_kwargs.tokenize load_in_parallel"
 )
-_ENTRY_OFF = """shards shards_idx input_transform input_format message_field_training_detail split_thinking
+_ENTRY_OFF = """input_transform input_format message_field_training_detail split_thinking
     drop_system_message logprobs_field temperature trust_remote_code chat_template_kwargs eot_tokens train_on_eot
     overlap_len=0 step_separator max_completion_length train_on_last_step_only field_chosen field_rejected skip=0
     field_prompt field_completion field_label text_column weight=1 merge_weight"""

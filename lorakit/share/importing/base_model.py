@@ -71,7 +71,7 @@ def base_model(c: Conversion, key: str, revision: str = "") -> None:
 
 
 _NO_CODE = re.compile(
-    r"llama|vicuna|alpaca|mi[sx]tral|zephyr|openhermes|hermes-[234]|tulu|solar-10|openchat|starling|qwen-?[23]|qwq"
+    r"llama|vicuna|alpaca|mi[sx]tral|zephyr|openhermes|hermes-[234]|tulu|solar-10|openchat|starling|qwen-?(?:1\.5|[23])|qwq"
     r"|gemma|smollm|phi-?4\b|pythia|gpt-?neo|gpt2|gpt-j|gpt-oss|opt-\d|bloom|yi-1|stablelm-2|starcoder2|deepseek-(?:r1-"
     r"distill|llm|coder-[\d.]+b|math)|granite|olmo|command-r|aya-|lfm2|glm-4-[\w.]*0414|falcon3|falcon-h1"
 )

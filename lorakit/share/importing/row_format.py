@@ -17,7 +17,8 @@ _OF_THE_HUB = {
     "messages": """
         trl-lib/Capybara trl-lib/OpenMathReasoning HuggingFaceH4/ultrachat_200k HuggingFaceH4/no_robots
         HuggingFaceH4/deita-10k-v0-sft HuggingFaceH4/grok-conversation-harmless HuggingFaceH4/cai-conversation-harmless
-        HuggingFaceH4/Multilingual-Thinking HuggingFaceTB/smoltalk HuggingFaceTB/smoltalk2
+        HuggingFaceH4/Multilingual-Thinking HuggingFaceH4/Bespoke-Stratos-17k HuggingFaceTB/smoltalk
+        HuggingFaceTB/smoltalk2
         HuggingFaceTB/everyday-conversations-llama3.1-2k HuggingFaceTB/smol-smoltalk open-r1/OpenR1-Math-220k
         open-r1/Mixture-of-Thoughts open-r1/codeforces-cots open-r1/OpenThoughts-114k-math
         allenai/tulu-3-sft-mixture allenai/tulu-v2-sft-mixture allenai/tulu-3-sft-olmo-2-mixture

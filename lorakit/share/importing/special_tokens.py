@@ -34,6 +34,8 @@ _SPECIAL_TOKENS = (
 """A part of a base's name -> the special tokens of its tokenizer_config.json."""
 
 
+_WITHOUT_CHATML = r"^(?:meta-)?llama-?[23]|^mi[sx]tral-(?:\d|nemo)|^tinyllama|^gemma-|^pythia|^falcon-\d|^phi-[123]"
+"""Names of bases whose vocabulary has no <|im_end|>."""
 _ENDS_OF_TURNS = (
     (r"qwen-?(?:2|3)|qwq|smollm[23]?-[\w.]*instruct|smollm3", "<|im_end|>"),
     (r"llama-3[\w.-]*instruct", "<|eot_id|>"),
@@ -45,7 +47,7 @@ _ENDS_OF_TURNS = (
 
 def own_special_tokens(c: Conversion) -> dict[str, str]:
     """The special tokens that the base has by itself, where its name tells them."""
-    name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
+    name = _base_name(c)
     return next((tokens for pattern, tokens in _SPECIAL_TOKENS if re.search(pattern, name)), {})
 
 
@@ -66,13 +68,27 @@ def special_token(c: Conversion, key: str, name: str, token: str) -> None:
     elif name == "eos_token" and token == (c.end_of_turn or _own_end_of_turn(c)) and not _has_texts(c):
         reason = "it ends a turn of the chat template, and lorakit trains it and stops at it"
         c.account(key, "same", to="model.chat_template", reason=reason)
+        if token == "<|im_end|>" and re.search(_WITHOUT_CHATML, _base_name(c)):
+            _add_token(c, token, key)
     elif name == "bos_token" and (text := _template_text(c)) and "bos_token" not in text:
         c.ignore(key, "the chat template writes no beginning of a sequence")
 
 
+def _base_name(c: Conversion) -> str:
+    return str(c.recipe.get("model.base", "")).lower().rstrip("/").rpartition("/")[2]
+
+
+def _add_token(c: Conversion, token: str, key: str) -> None:
+    """Add a token that the base's vocabulary lacks to those that the config adds."""
+    before, origins = c.recipe.get("model.add_tokens", []), c.origins.get("model.add_tokens", [])
+    if token not in before:
+        c.map("model.add_tokens", [*before, token], key)
+        c.origins["model.add_tokens"] = [*origins, key]
+
+
 def _own_end_of_turn(c: Conversion) -> str:
     """The token with which the base's own chat template ends a turn, where its name tells and the recipe keeps it."""
-    name = str(c.recipe.get("model.base", "")).lower().rpartition("/")[2]
+    name = _base_name(c)
     if c.recipe.get("model.chat_template"):
         return ""
     return next((token for pattern, token in _ENDS_OF_TURNS if re.search(pattern, name)), "")

@@ -62,7 +62,8 @@ def _mixer(c: Conversion) -> tuple[list[ImportedSource], list[ImportedSource]]:
             c.refuse("dataset_mixer", reason, "Download its files, and write their path.")
             continue
         for split in splits:
-            source = ImportedSource(local_path(c, str(name)), format="messages")
+            is_chat = any(word.endswith("_sft") for word in splits)  # the splits of the handbook's own data sets
+            source = ImportedSource(local_path(c, str(name)), format="messages" if is_chat else None)
             source.facts["split"] = None if split == "train" else split
             source.facts["subset"] = str(configs[at]) if at < len(configs) and configs[at] else None
             number = as_number(share)
