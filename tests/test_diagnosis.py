@@ -11,7 +11,6 @@ import pytest
 from conftest import write_rows
 from prose import WORDS, prose
 from runs_of_tests import run_recipe
-from test_smollm2 import users_cache  # noqa: F401
 
 from lorakit.data.cleaning.row_stats import compute_row_stats
 from lorakit.data.general_texts import read_general_texts
@@ -390,7 +389,7 @@ def test_a_model_that_learned_its_rows_by_heart_is_flagged(tiny_base, tokenizer)
 
 @pytest.mark.smollm2
 @pytest.mark.slow
-def test_smollm2_trained_at_a_rate_far_too_high_has_forgotten(users_cache, tmp_path):  # noqa: F811
+def test_smollm2_trained_at_a_rate_far_too_high_has_forgotten(users_cache, tmp_path):
     recipe = Path(__file__).parent.parent / "recipes" / "debian-json" / "recipe.yaml"
     rows = read_general_texts()[::6]
 

@@ -11,7 +11,7 @@ from data_family_templates import LLAMA_2, chatml
 from eval_runs import make_run
 from gguf_models import spm_base
 from real_templates import NAMES, stop_words, tokenizer_of
-from test_smollm2 import SMOL, users_cache  # noqa: F401 (a fixture)
+from test_smollm2 import SMOL
 from transformers import AutoTokenizer
 
 from lorakit.data.chat_template import ChatTemplate
@@ -253,7 +253,7 @@ def test_a_base_without_a_chat_template_is_refused(base, lorakit, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-def test_smollm2_writes_its_default_system_prompt(users_cache, lorakit, tmp_path):  # noqa: F811
+def test_smollm2_writes_its_default_system_prompt(users_cache, lorakit, tmp_path):
     code, _, err = lorakit("export", SMOL, "--to", "ollama", "--output", tmp_path)
     assert code == 0, err
     values = modelfile_of(tmp_path / "ollama-q8_0")

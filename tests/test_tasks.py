@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOPICS
-from test_smollm2 import SMOL, users_cache  # noqa: F401 (a fixture)
+from test_smollm2 import SMOL
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lorakit.errors import LorakitError, UserError
@@ -129,7 +129,7 @@ def test_likelihood_classification_agrees_with_lm_eval(model, tokenizer, task_fo
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-def test_likelihood_classification_agrees_with_lm_eval_on_smollm2(users_cache, task_folder):  # noqa: F811
+def test_likelihood_classification_agrees_with_lm_eval_on_smollm2(users_cache, task_folder):
     from lorakit.model.load import load_model
     from lorakit.model.resolve import resolve_base
     from lorakit.model.tokenizer import load_tokenizer
