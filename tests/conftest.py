@@ -30,6 +30,15 @@ TINY_LLAMA = {
 }
 
 
+def some_of(cases, every: int) -> list:
+    """Cases of which `make test` tries one of so many, from all along the list, and `make test-all` every one."""
+    slow = (pytest.mark.slow,)
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if number % every == 0 else slow)
+        for number, case in enumerate(cases)
+    ]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def what_stays_is_not_garbage():
     """Modules, and what their import made: each training collects garbage, and would look through all of it."""

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from conftest import some_of
 from data_families import FAMILIES, TOKENIZERS, TOOLS, answer, call, chat, result
 from data_masks import assert_exact, example, examples, prompt, refusal, tokens
 
@@ -37,12 +38,15 @@ ALL = [
     for kind in TOKENIZERS
     if kind != "bytes with a leading space" or family not in ODD
 ]
+EDGES = ["", "  ", "\n", "\n\nfoo", "foo\n\n", "  foo  ", "a" * 300, " " * 300, "lorakitmark", "final"]
 REWRITES = ("qwen 3", "qwen 3.5", "harmony")
 FAMILIES_WITH_TOOLS = [name for name, family in FAMILIES.items() if family.tools]
 
 
-@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
-@pytest.mark.parametrize(("name", "kind"), ALL)
+@pytest.mark.parametrize(
+    ("name", "kind", "train_on"),
+    some_of([(*pair, train_on) for pair in ALL for train_on in ("assistant", "last", "all")], every=4),
+)
 def test_labels_are_the_answers_with_the_tokens_that_end_them(name, kind, train_on):
     family = FAMILIES[name]
     tokenizer = family.tokenizer(kind)
@@ -137,10 +141,7 @@ def test_a_system_prompt_that_moves_to_the_last_question_is_read_there():
     assert [tokenizer.decode(encoded.input_ids).count("Speak French.") for encoded in found] == [1, 1]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(
-    "said", ["", "  ", "\n", "\n\nfoo", "foo\n\n", "  foo  ", "a" * 300, " " * 300, "lorakitmark", "final"]
-)
+@pytest.mark.parametrize(("name", "said"), some_of([(name, said) for said in EDGES for name in FAMILIES], every=3))
 def test_answers_at_the_edges_of_what_is_text(name, said):
     family = FAMILIES[name]
     tokenizer = family.tokenizer()

@@ -4,6 +4,7 @@ import json
 from functools import lru_cache
 
 import pytest
+from conftest import some_of
 from data_families import TOOLS, answer, call, chat, result
 from data_masks import trained_texts
 from jinja2 import TemplateError
@@ -123,7 +124,7 @@ def test_the_templates_are_there():
     assert len(NAMES) >= 41
 
 
-@pytest.mark.parametrize(("name", "case"), ALL)
+@pytest.mark.parametrize(("name", "case"), some_of(ALL, every=2))
 def test_every_conversation_is_exact_or_refused_with_a_remedy_that_works(name, case):
     talk, tools = CASES[case]
     variables = {}
@@ -141,8 +142,10 @@ def test_every_conversation_is_exact_or_refused_with_a_remedy_that_works(name, c
 THINKING = [name for name in NAMES if "enable_thinking" in template_of(name).reads.constants]
 
 
-@pytest.mark.parametrize("value", [True, False])
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name in THINKING for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "case", "value"),
+    some_of([(name, case, value) for name in THINKING for case in CASES for value in (True, False)], every=3),
+)
 def test_every_conversation_is_exact_with_thinking_on_and_off(name, case, value):
     talk, tools = CASES[case]
     variables = {"enable_thinking": value}
@@ -203,7 +206,7 @@ APART = {
 UNMARKED = {name for name in NAMES if tokenizer_of(name, marked=True) is None}
 
 
-@pytest.mark.parametrize(("name", "case"), [pair for pair in ALL if pair[0] not in UNMARKED])
+@pytest.mark.parametrize(("name", "case"), some_of([pair for pair in ALL if pair[0] not in UNMARKED], every=3))
 def test_what_is_trained_is_what_trl_marks_without_what_the_prompt_wrote(name, case):
     talk, tools = CASES[case]
     try:
