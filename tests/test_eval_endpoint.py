@@ -172,6 +172,15 @@ def test_labels_and_sources_are_scored_beside_a_server(run, tmp_path, lorakit_ev
     assert served_model["scores"].keys() == {"exact-match", "json-valid"} and not served_model["classification"]
 
 
+def test_a_server_is_judged_and_judged_against_by_its_answers(run, lorakit_eval):
+    with double() as server:
+        for words in ((run.folder, "--not-worse-than", server.url), (server.url, "--not-worse-than", run.folder)):
+            code, out, err = lorakit_eval(*words, "--json")
+            (gate,) = json.loads(out)["gates"]
+            assert code in (0, 1) and list(gate["scores"]) == ["exact-match", "json-valid"], err
+            assert gate["passed"] is (code == 0)
+
+
 def test_fail_under_a_loss_passes_over_the_server_but_never_checks_nothing(run, lorakit_eval):
     with double() as server:
         assert lorakit_eval("base", run.folder, server.url, "--fail-under", "loss=100")[0] == 0
