@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import some_of
 from model_families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -158,9 +159,18 @@ def test_the_type_that_is_asked_for_is_written_everywhere(family, dtype, word, t
     check_merged(base, adapter, tmp_path / "merged", types={word})
 
 
-@pytest.mark.parametrize("quantization", ["none", "q8", "q4", "nf4"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gpt-oss", "deepseek-v3"])
-@pytest.mark.parametrize(("stored", "trained"), [(torch.float32, "bfloat16"), (torch.bfloat16, "float32")])
+@pytest.mark.parametrize(
+    ("family", "quantization", "stored", "trained"),
+    some_of(
+        [
+            (family, quantization, *types)
+            for quantization in ("none", "q8", "q4", "nf4")
+            for family in ("llama", "gpt2", "mixtral", "gpt-oss", "deepseek-v3")
+            for types in ((torch.float32, "bfloat16"), (torch.bfloat16, "float32"))
+        ],
+        every=3,
+    ),
+)
 def test_weights_are_held_as_the_training_held_them(family, stored, trained, quantization, tmp_path):
     base = write_base(FAMILIES[family].config, tmp_path, stored)
     settings = Model(base="base", dtype=trained, quantization=quantization, attention="eager")
