@@ -99,6 +99,14 @@ def test_it_goes_on_from_the_adapter_and_again_from_the_base_of_the_first(folder
     ]
 
 
+def test_an_adapter_of_another_program_is_begun_with_again(folder, command):
+    shutil.copytree(folder / "file" / "run" / "adapter", folder / "bought" / "deep")
+    (folder / "recipe.yaml").write_text("adapter: {rank: 2}\n")
+    assert command("train", "file/tiny.yaml", "--set", "adapter.from=bought/deep", "-o", "own", "-q")[0] == 0
+    adapter = planned(command, "own", "--data", "new.jsonl")["recipe"]["adapter"]
+    assert adapter["from"] == "../bought/deep" and "rank" not in adapter
+
+
 def test_new_rows_alone_leave_the_old_held_out_rows_where_they_are(folder, command):
     _, old_held_out = rows_of_run(folder / "share" / "run")
     more = ("--only-new", "--from", "adapter", "-o", "onward", "--json")

@@ -107,11 +107,11 @@ def _fresh_adapter(adapter: Adapter) -> Adapter:
     began with an adapter of another program begins with it again."""
     source = initial_adapter(adapter)
     while source is not None:
-        recipes = [Run(folder).recipe for folder in (Path(source), *Path(source).parents[:2])]
-        earlier = next((file for file in recipes if file.is_file()), None)
+        folders = (Path(source), *Path(source).parents[:2])  # the run, its adapter or one of its checkpoints
+        earlier = next((run for run in map(Run, folders) if run.holds_results()), None)
         if earlier is None:
             return adapter
-        adapter = load(earlier, ended=True).recipe.adapter.model_copy(update={"dropout": adapter.dropout})
+        adapter = load(earlier.recipe, ended=True).recipe.adapter.model_copy(update={"dropout": adapter.dropout})
         source = initial_adapter(adapter)
     return adapter
 
