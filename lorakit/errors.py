@@ -65,6 +65,7 @@ SYSTEM_ERRORS: dict[int, tuple[str, str]] = {
     errno.EISDIR: ("is a folder, not a file", "Give another path."),
 }
 _GIVEN = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOLCK}
 _MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
 # Libraries that lose the number: safetensors and tokenizers write it into the text; torch's file writer has the
 # system's words when it opens a file, and nothing when it writes.
@@ -88,6 +89,11 @@ def explain_error(error: BaseException) -> LorakitError | None:
 def exit_code_of(error: LorakitError) -> int:
     """The exit code of an error; 1 where the machine caused it, such as by too many open files."""
     return EXIT_FAILED if any(_number(one) in _MACHINES for one in _chain(error)) else error.exit_code
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether the disk or the file system failed: what comes next would fail as well, whatever it is."""
+    return any(_number(one) in _DISKS or _TORCH_WRITES.search(str(one)) for one in _chain(error))
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Sweeps: every trial is a plain run, done once, gone on with after a kill; the ranking says what can be told apart."""
 
+import errno
 import json
 import os
 import signal
@@ -12,9 +13,10 @@ import pytest
 import yaml
 from conftest import rows_of, write_rows
 
+from lorakit.errors import LorakitError, UserError
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
-from lorakit.run_dir import RANKING, Run
+from lorakit.run_dir import RANKING, SWEEP, Run
 from lorakit.sweep.rate_test import read_rate_test
 from lorakit.sweep.run import run_worker
 from lorakit.sweep.space import Choices, Range, grid, parse_space
@@ -23,7 +25,7 @@ from lorakit.sweep.sweep_file import load_sweep, parse_duration
 optuna = pytest.importorskip("optuna", reason="the extra sweep is not installed")
 
 from lorakit.sweep.ranking import rank_trials  # noqa: E402
-from lorakit.sweep.study import BEST, TrialStore  # noqa: E402
+from lorakit.sweep.study import BEST, JOURNAL, TrialStore  # noqa: E402
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_a_sweep_that_was_killed_ends_as_one_that_was_not(recipe, tmp_path, sear
     class Killed(BaseException):
         """What no handler of the sweep expects."""
 
-    log_line, seen = Run.log_line, []
+    log_line, finish, seen, cut = Run.log_line, TrialStore.finish, [], []
 
     def killing(run, facts):
         log_line(run, facts)
@@ -109,8 +111,15 @@ def test_a_sweep_that_was_killed_ends_as_one_that_was_not(recipe, tmp_path, sear
         if len(seen) in (9, 23, 31):
             raise Killed
 
+    def killing_after_a_cut(store, trial, loss, was_pruned):
+        cut.append(was_pruned)
+        if was_pruned and cut.count(True) == 1:
+            raise Killed
+        finish(store, trial, loss, was_pruned)
+
     monkeypatch.setattr(Run, "log_line", killing)
-    for _ in range(3):
+    monkeypatch.setattr(TrialStore, "finish", killing_after_a_cut)
+    for _ in range(4):
         with pytest.raises(Killed):
             work(path, tmp_path / "killed")
     assert outcomes(work(path, tmp_path / "killed")) == whole
@@ -197,6 +206,76 @@ def test_another_sweep_in_the_same_folder_is_refused(recipe, tmp_path, lorakit):
     assert code == 2 and "not a sweep's folder" in err
 
 
+def test_a_recipe_that_was_edited_since_is_refused(recipe, tmp_path):
+    path, folder = sweep_of(recipe, **RATES), tmp_path / "sweep"
+    TrialStore(load_sweep(path), folder)
+    above = tmp_path / "above.yaml"
+    recipe.rename(above)
+    recipe.write_text("extends: above.yaml\n")
+    TrialStore(load_sweep(path), folder)  # it says the same
+    above.write_text(above.read_text().replace("alpha: 8", "alpha: 32"))
+    with pytest.raises(UserError, match=r"differs in the recipe's adapter\.alpha"):
+        TrialStore(load_sweep(path), folder)
+
+
+def test_other_rows_than_those_of_the_trials_before_are_refused(recipe, tmp_path, monkeypatch):
+    sweep = load_sweep(sweep_of(recipe, **{"data.eval": [0.2, 0.3], "train.steps": 2}))
+    store = TrialStore(sweep, tmp_path / "sweep")
+    with pytest.raises(UserError, match="held-out rows of this trial are not those of the trials before"):
+        run_worker(sweep, store, Silent(), Silent, None)
+    assert [one.state for one in rank_trials(store, Silent()).trials] == ["finished", "under way"]
+    with pytest.raises(UserError, match=r"rows\.jsonl: changed since"):
+        other = TrialStore(load_sweep(sweep_of(recipe, **RATES)), tmp_path / "other")
+        other.share_rows([[1, 2]], {"rows.jsonl": "abc"})
+        other.share_rows([[1, 2]], {"rows.jsonl": "abd"})
+
+
+def test_a_full_disk_ends_the_worker_and_not_the_trial(recipe, tmp_path, monkeypatch):
+    def full(run, facts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = sweep_of(recipe, **RATES)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log_line", full)
+        with pytest.raises(LorakitError, match="the disk is full"):
+            work(path, tmp_path / "sweep")
+    store = TrialStore(load_sweep(path), tmp_path / "sweep")
+    assert store.claim().trial.user_attrs["starts"] == 1
+
+
+def test_a_damaged_folder_is_refused_and_a_half_made_one_completed(recipe, tmp_path):
+    sweep, folder = load_sweep(sweep_of(recipe, **RATES)), tmp_path / "sweep"
+    TrialStore(sweep, folder)
+    (folder / SWEEP).unlink()  # as if its worker was killed just before
+    assert len(TrialStore(sweep, folder).trials) == 4
+    journal = folder / JOURNAL
+    journal.write_text(journal.read_text() + '{"op_code": 5, "wor')  # as a kill or a full disk leaves it
+    assert TrialStore(sweep, folder).claim().trial.number == 0
+    assert [one.state.name for one in TrialStore(sweep, folder).trials] == ["RUNNING", *["WAITING"] * 3]
+    journal.write_text("none of Optuna's\n" + journal.read_text())
+    with pytest.raises(UserError, match=r"journal\.log: damaged"):
+        TrialStore(sweep, folder)
+    (folder / SWEEP).write_text("{")
+    with pytest.raises(UserError, match=r"sweep\.json: damaged"):
+        TrialStore(sweep, folder)
+
+
+def test_paths_begin_where_the_sweep_lies_and_texts_are_kept(recipe, tmp_path):
+    below = tmp_path / "below"
+    below.mkdir()
+    write_rows(below / "more.jsonl", rows_of(12))
+    keys = {"extends": "../recipe.yaml", "data.train": "more.jsonl", "data.system": 'Grüße 😀 \u2028 "x"', **RATES}
+    (below / "rates.yaml").write_text(yaml.safe_dump(keys))
+    trial = load_sweep(below / "rates.yaml").load({"train.learning_rate": 0.1}, tmp_path / "😀")
+    assert trial.recipe.data.train == str(below / "more.jsonl")
+    assert trial.recipe.data.system == keys["data.system"] and trial.recipe.output.dir == str(tmp_path / "😀")
+
+
+def test_equal_values_of_other_kinds_are_two_trials():
+    space = Choices((0.0, False, 0))
+    assert [space.encode(value) for value in space.values] == [0, 1, 2]
+
+
 MISTAKES = [
     ({"train.learning_rat": [1, 2]}, "train.learning_rat", "learning_rate"),
     ({"train.learning_rate": [0.1, "fast"]}, "train.learning_rate", "'fast'"),
@@ -211,6 +290,8 @@ MISTAKES = [
     ({"train.learning_rate": [0.1, 0.2], "sweep": {"budget": "soon"}}, "sweep.budget", "2h"),
     ({"train.learning_rate": [0.1, 0.2], "sweep": {"prunes": "none"}}, "sweep.prunes", "Did you mean prune?"),
     ({"train.learning_rate": [0.1, 0.2], "output": {"dir": "x"}}, "output.dir", "folder of its own"),
+    ({"train.learning_rate": [0.1, 0.2], "sweep": {"trials": 5}}, "sweep.trials", "search: random"),
+    ({"train.learning_rate": [0.1, 0.2], "name": ["a", "b"]}, "name", "is a text"),
     ({"train.learning_rate": [0.1, 0.2], "data.eval": None}, "data.eval", "no held-out rows"),
     ({"train": {"learning_rate": [0.1, 0.2]}, "train.learning_rate": [0.1]}, "train.learning_rate", "twice"),
 ]

@@ -1,20 +1,21 @@
 """`lorakit sweep`"""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorakit.amounts import counted
 from lorakit.cli.options import Json, Quiet
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
-    from lorakit.progress import Progress
     from lorakit.sweep.ranking import SweepRanking
     from lorakit.sweep.study import TrialStore
     from lorakit.sweep.sweep_file import Sweep
@@ -50,13 +51,13 @@ def sweep(
     if budget is not None and seconds is None:
         raise UserError(f"--budget: {budget!r} is not a time. Write for example 2h, 90min or 45s.")
     loaded = load_sweep(file)
-    folder, progress = output or Path("runs") / loaded.name, console.Terminal(quiet)
+    folder = output or Path("runs") / loaded.name
     from lorakit.sweep.run import describe_state
     from lorakit.sweep.study import TrialStore
 
     store = TrialStore(loaded, folder)
     if not rank:
-        _work(loaded, store, file, seconds or loaded.budget, devices, progress)
+        _work(loaded, store, file, seconds or loaded.budget, devices, quiet)
     from lorakit.sweep.ranking import rank_trials, write_ranking
 
     ranking = rank_trials(store, console.Terminal(quiet=True))
@@ -72,46 +73,66 @@ def sweep(
         raise LorakitError(f"every trial failed; the first: {ranking.trials[0].reason}")
 
 
-def _work(
-    sweep: "Sweep", store: "TrialStore", file: Path, seconds: float | None, devices: int, progress: "Progress"
-) -> None:
+def _work(sweep: "Sweep", store: "TrialStore", file: Path, seconds: float | None, devices: int, quiet: bool) -> None:
     from lorakit import console
     from lorakit.sweep.run import describe_state, run_worker
 
+    progress = console.Terminal(quiet)
     if store.trials:
         progress.say(f"{store.folder}: {describe_state(store)}")
     if devices > 1:
-        _start_workers(store, file, seconds, devices)
+        _start_workers(store, file, seconds, devices, quiet)
         return
     deadline = None if seconds is None else time.monotonic() + seconds
     run_worker(sweep, store, progress, lambda: console.Terminal(quiet=True), deadline)
 
 
-def _start_workers(store: "TrialStore", file: Path, seconds: float | None, devices: int) -> None:
+def _start_workers(store: "TrialStore", file: Path, seconds: float | None, devices: int, quiet: bool) -> None:
     """A process for each device, which takes trials as one started by hand would."""
     from lorakit.hardware.machine import usable_machine
     from lorakit.progress import Silent
 
     command = [sys.executable, "-m", "lorakit", "sweep", str(file), "--output", str(store.folder)]
     command += ["--budget", f"{seconds:g}s"] if seconds is not None else []
-    is_gpu = usable_machine(Silent()).is_gpu
+    command += ["--quiet"] if quiet else []
+    gpus = _visible_gpus() if usable_machine(Silent()).is_gpu else []
+    if gpus and devices > len(gpus):
+        raise UserError(f"--devices {devices}: this machine has {counted(len(gpus), 'GPU')}. Write no more.")
     threads = max(1, (os.cpu_count() or 1) // devices)
     workers = []
     for number in range(devices):
-        own = {"CUDA_VISIBLE_DEVICES": str(number)} if is_gpu else {"OMP_NUM_THREADS": str(threads)}
-        workers.append(subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL))
+        own = {"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {"OMP_NUM_THREADS": str(threads)}
+        own_session: dict[str, Any] = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+        workers.append(subprocess.Popen(command, env={**os.environ, **own}, **own_session))
     codes = _wait(workers)
-    if any(codes) and not store.trials:
-        raise LorakitError(f"the workers ended with exit codes {', '.join(map(str, codes))}")
+    if all(codes) and (not store.trials or any(one.state.name in ("RUNNING", "WAITING") for one in store.trials)):
+        raise LorakitError(
+            f"every worker ended with an error (exit codes {', '.join(map(str, codes))}; it is said above). The same "
+            "command goes on where they stopped."
+        )
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[: torch.cuda.device_count()] or list(map(str, range(torch.cuda.device_count())))
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Their exit codes. Ctrl-C reaches them too: each writes its checkpoint before it ends."""
+    """Their exit codes. Ctrl-C and SIGTERM are passed on: each worker writes its checkpoint before it ends."""
     try:
         return [worker.wait() for worker in workers]
     except KeyboardInterrupt:
         for worker in workers:
-            worker.wait()
+            worker.send_signal(signal.SIGINT)
+        try:
+            for worker in workers:
+                worker.wait()
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
         raise
 
 

@@ -5,12 +5,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lorakit.recipe.paths import path_from
 from lorakit.recipe.problem import Location, PathParts, Problem, one_line, quote, show_path
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import alternatives_of, annotation_at
-from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, plain, read_file, read_text
+from lorakit.recipe.yaml_reader import MAX_DEPTH, Node, node_of, plain, read_file, read_text
 
 LONGEST_CHAIN = 20
 # Two ways to say one thing: whoever writes one of them over another file or with `--set` means it instead of the other.
@@ -29,12 +30,12 @@ class Composition:
     """The recipe's file and those that it extends, by their real paths: each is read once."""
 
 
-def compose(path: Path, overrides: Sequence[str] = (), text: str | None = None) -> Composition:
-    """Read `path` with everything that it extends, and put each `key=value` of `overrides` over it. `text`: what stands
-    there once the file is written."""
+def compose(path: Path, overrides: Sequence[str | Node] = (), text: str | None = None) -> Composition:
+    """Read `path` with everything that it extends, and put each `key=value` of `overrides` over it, or what
+    `setting_node` made. `text`: what stands there once the file is written."""
     composition = Composition()
     root = _read(composition, path, (), Location(path), "", text)
-    layers = [_read_setting(composition, override) for override in overrides]
+    layers = [one if isinstance(one, Node) else _read_setting(composition, one) for one in overrides]
     composition.complete &= None not in layers
     composition.root = functools.reduce(merge, filter(None, layers), root) if root else None
     return composition
@@ -134,9 +135,18 @@ def _read_setting(composition: Composition, override: str) -> Node | None:
     for problem in problems:
         inner = problem.path if problem.path.startswith("[") else f".{problem.path}"
         composition.problems.append(replace(problem, path=one_line(name.strip() + inner.rstrip("."))))
-    for part in reversed(name.strip().split(".")):
-        if node is not None:
-            node = Node({part: replace(node, key=place)}, place)
+    return _below(name.strip(), node) if node is not None else None
+
+
+def setting_node(name: str, value: Any, file: Path) -> Node:
+    """A key with a plain value as `--set` would write it, but that its relative paths begin where `file` lies."""
+    return _below(name, node_of(value, Location(file, setting=f"{name}={one_line(str(value))}")))
+
+
+def _below(name: str, node: Node) -> Node:
+    """The value of `a.b` as the mapping {a: {b: value}}."""
+    for part in reversed(name.split(".")):
+        node = Node({part: replace(node, key=node.place)}, node.place)
     return node
 
 

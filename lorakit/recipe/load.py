@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lorakit.errors import BaseModelError, UserError
 from lorakit.recipe import suggestions
 from lorakit.recipe.compose import Composition, compose
+from lorakit.recipe.compose import setting_node as setting_node
 from lorakit.recipe.paths import inlined_files, resolve_paths
 from lorakit.recipe.problem import LocatedError, Location, PathParts, Problem, dotted_name, quote
 from lorakit.recipe.problem import RecipeErrors as RecipeErrors
@@ -57,7 +58,9 @@ class LoadedRecipe:
             raise LocatedError(location, name, text) from error
 
 
-def load(path: Path, overrides: Sequence[str] = (), ended: bool = False, text: str | None = None) -> LoadedRecipe:
+def load(
+    path: Path, overrides: Sequence[str | Node] = (), ended: bool = False, text: str | None = None
+) -> LoadedRecipe:
     """Read and check a recipe; of a run that has `ended` the rows that it names may be gone. `text`: of a recipe that
     is not in its file yet.
 

@@ -91,6 +91,15 @@ def plain(node: Node) -> Any:
     return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
 
 
+def node_of(value: Any, place: Location) -> Node:
+    """A plain value as if all of it were written in one place."""
+    if isinstance(value, dict):
+        return Node({key: replace(node_of(child, place), key=place) for key, child in value.items()}, place)
+    if isinstance(value, list):
+        return Node([node_of(child, place) for child in value], place)
+    return Node(value, place, text=str(value))
+
+
 def find(node: Node, path: PathParts) -> Node | None:
     """The value at `path`."""
     for part in path:

@@ -17,10 +17,11 @@ import numpy as np
 from lorakit.atomic_io import write_atomic
 from lorakit.evaluate.metric import Comparison, compare, loss
 from lorakit.evaluate.models import resolve_models
-from lorakit.evaluate.run import EvalSettings, score_models
+from lorakit.evaluate.run import EvalSettings, ModelResult, score_models
 from lorakit.progress import Progress
 from lorakit.recipe.load import to_yaml
 from lorakit.run_dir import RANKING, now
+from lorakit.share.scores import value_at
 from lorakit.sweep.study import BEST, REASON, STATES, TrialStore
 from lorakit.sweep.sweep_file import Sweep
 
@@ -56,7 +57,7 @@ class Candidate:
     @property
     def is_tied(self) -> bool:
         """Whether it cannot be told from the best one, by rows."""
-        return self.against_best is not None and self.against_best.verdict == "cannot tell"
+        return self.against_best is not None and self.against_best.verdict != "worse"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _result(store: TrialStore, trial: Any) -> TrialResult:
     facts = run.read_manifest() if run.holds_results() else {}
     result = facts.get("result") or {}
     last = next((line["step"] for line in run.read_log("step") if isinstance(line.get("step"), int)), 0)
-    loss_of = trial.value if trial.value is not None else min(trial.intermediate_values.values(), default=None)
+    loss_of = trial.value if trial.state.name == "COMPLETE" else min(trial.intermediate_values.values(), default=None)
     return TrialResult(
         trial.number,
         values,
@@ -155,10 +156,14 @@ def _compare(store: TrialStore, candidates: list[Candidate], progress: Progress)
     """The candidates, each with its comparison with the first one, and on how many rows that was."""
     if len(candidates) < 2:
         return 0, candidates
-    folders = {number: str(store.run_of(number).folder) for one in candidates for number in one.trials}
-    model_set = resolve_models(list(folders.values()), progress)
-    scored = score_models(model_set, None, EvalSettings(), progress)
-    results = dict(zip(folders, scored.models, strict=True))
+    by_rendering = dict[Any, list[int]]()  # a system text, for one, is before the rows of its own trials alone
+    for number in (number for one in candidates for number in one.trials):
+        rendering = value_at(store.run_of(number).read_manifest(), "data", "tokens_sha256", "eval")
+        by_rendering.setdefault(rendering, []).append(number)
+    results = dict[int, ModelResult]()
+    for numbers in by_rendering.values():
+        model_set = resolve_models([str(store.run_of(number).folder) for number in numbers], progress)
+        results |= zip(numbers, score_models(model_set, None, EvalSettings(), progress).models, strict=True)
 
     def rows_of(one: Candidate) -> np.ndarray:
         return np.mean([results[number].nats for number in one.trials], axis=0)

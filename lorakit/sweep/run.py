@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.amounts import counted, duration
-from lorakit.errors import Interrupted, LorakitError, first_line
+from lorakit.data.rows import IGNORED
+from lorakit.errors import Interrupted, LorakitError, first_line, is_of_the_disk
 from lorakit.hardware.memory import free_memory
 from lorakit.progress import Progress
 from lorakit.run_dir import Run, open_run
-from lorakit.sweep.study import STATES, Claim, TrialStore
+from lorakit.sweep.study import CUT, STATES, Claim, RowsDiffer, TrialStore
 from lorakit.sweep.sweep_file import Sweep, describe_values
 
 _FIRST_RUNG = 0.2
@@ -24,6 +25,7 @@ class TrialJudge:
 
     trial: Any
     reported: set[int]
+    cut_at: int | None = None
     is_over: bool = False
 
     def hear(self, step: int, loss: float) -> None:
@@ -31,7 +33,11 @@ class TrialJudge:
         if step not in self.reported:
             self.trial.report(loss, step)
             self.reported.add(step)
-        self.is_over = bool(self.trial.should_prune())
+        # Some of Optuna's pruners say it once alone: it is noted, for whoever goes on after a kill.
+        if self.cut_at is None and step == max(self.reported) and self.trial.should_prune():
+            self.cut_at = step
+            self.trial.set_user_attr(CUT, step)
+        self.is_over = self.cut_at is not None and step >= self.cut_at
 
 
 def run_worker(
@@ -62,6 +68,9 @@ def _run_trial(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress
         store.give_back(claim.trial)
         raise
     except (LorakitError, RuntimeError, MemoryError, ValueError, OSError) as error:
+        if isinstance(error, RowsDiffer) or is_of_the_disk(error):  # so would all that come after it
+            store.give_back(claim.trial)
+            raise
         store.fail(claim.trial, first_line(error))
         progress.warn(f"{name}: failed, and the others go on: {first_line(error)}")
         return
@@ -72,6 +81,7 @@ def _run_trial(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress
 
 def _train(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress) -> tuple[float, bool]:
     """The best held-out loss of a trial, and whether it was cut short."""
+    from lorakit.data.examples import file_sha256s
     from lorakit.prepare import prepare_run
     from lorakit.train.checkpoint import checkpoint_to_resume, resumed_recipe
     from lorakit.train.run import train
@@ -80,27 +90,36 @@ def _train(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress) ->
     loaded, run = sweep.load(claim.values, claim.folder), Run(claim.folder)
     resume = bool(run.complete_checkpoints())
     if run.is_complete():  # killed between its end and the telling of it
-        result = run.read_manifest()["result"]
-        return float(result["eval_loss"]), bool(result["stopped_early"])
+        facts = run.read_manifest()
+        return float(facts["result"]["eval_loss"]), _was_cut(claim, facts["result"]["steps"], facts["steps"])
     with open_run(run.folder, resume, overwrite=not resume and run.holds_results()) as opened:
         recipe = resumed_recipe(opened, loaded) if resume else loaded.recipe
         prepared = prepare_run(recipe, progress)
+        store.share_rows(_trained(prepared.held_out), file_sha256s(recipe.data))
         checkpoint = checkpoint_to_resume(opened, prepared, progress) if resume else None
         judge = _judge(sweep, store, claim, prepared.steps, checkpoint)
         outcome = train(prepared, opened, progress, checkpoint, TrainingHooks(judge=judge))
-    was_cut = judge.is_over and outcome.steps < prepared.steps
     if outcome.eval_loss is None:
         raise LorakitError("no held-out loss was measured")
-    return outcome.eval_loss, was_cut
+    return outcome.eval_loss, _was_cut(claim, outcome.steps, prepared.steps)
+
+
+def _was_cut(claim: Claim, steps: int, planned: int) -> bool:
+    """Whether it was the judge that ended a trial, and not its last step or its recipe's early stopping."""
+    return steps < planned and claim.trial.user_attrs.get(CUT) == steps
+
+
+def _trained(held_out: Any) -> list[list[int]]:
+    """The trained tokens of each held-out row."""
+    return [[token for token in row["labels"] if token != IGNORED] for row in held_out.rows] if held_out else []
 
 
 def _judge(sweep: Sweep, store: TrialStore, claim: Claim, steps: int, checkpoint: Any) -> TrialJudge:
     stored = store.trials[claim.trial.number].intermediate_values
     store.study.pruner = _pruner(sweep, steps)
-    judge = TrialJudge(claim.trial, set(stored))
-    if checkpoint is not None and stored:  # it was maybe cut short just before its worker was killed
-        done = int(checkpoint.name.removeprefix("step-"))
-        judge.is_over = max(stored) <= done and bool(claim.trial.should_prune())
+    judge = TrialJudge(claim.trial, set(stored), claim.trial.user_attrs.get(CUT))
+    if checkpoint is not None and judge.cut_at is not None:
+        judge.is_over = judge.cut_at <= int(checkpoint.name.removeprefix("step-"))
     return judge
 
 

@@ -27,7 +27,7 @@ class Choices:
 
     def encode(self, value: Any) -> Any:
         """How Optuna stores a value."""
-        return self.values.index(value)
+        return list(map(_hashable, self.values)).index(_hashable(value))
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,19 @@ Several workers share a folder, on one machine or over a file system with locks.
 holds, and that the system drops with the worker: a trial that is under way and not locked is gone on with by the next.
 """
 
+import hashlib
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lorakit.atomic_io import read_json_object, write_atomic
-from lorakit.errors import UserError
+from lorakit.errors import UserError, first_line
 from lorakit.run_dir import SWEEP, Run, now, versions
 from lorakit.sweep.sweep_file import Sweep, combinations
 
@@ -23,8 +26,9 @@ _MOST_STARTS = 3
 """Times that a trial is begun or gone on with before it counts as crashed: it may be what kills its workers."""
 STATES = {"COMPLETE": "finished", "PRUNED": "cut short", "FAIL": "failed", "RUNNING": "under way", "WAITING": "waiting"}
 """What we call Optuna's states of a trial."""
-REASON, STARTS = "reason", "starts"
-"""What is noted of a trial beside its values."""
+REASON, STARTS, CUT = "reason", "starts", "cut"
+"""What is noted of a trial beside its values; `cut`: the step after which it is cut short."""
+_ROWS = "rows"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Claim:
     def release(self) -> None:
         """Let others see that nobody works on it any more."""
         self.lock.release()
+
+
+class RowsDiffer(UserError):
+    """A trial's rows are not those of the trials before it."""
 
 
 class TrialStore:
@@ -59,6 +67,26 @@ class TrialStore:
     def values_of(self, trial: Any) -> dict[str, Any]:
         """The values of a trial's keys, as the recipe takes them."""
         return json.loads(trial.user_attrs["values"]) if "values" in trial.user_attrs else {}
+
+    def share_rows(self, held_out: Sequence[Sequence[int]], files: Mapping[str, str]) -> None:
+        """Note what is trained of the held-out rows, and the sha256 of the `files` of rows. RowsDiffer where another
+        trial had others: their losses would not be of the same rows."""
+        digest = hashlib.sha256(json.dumps(list(map(list, held_out))).encode()).hexdigest()
+        with FileLock(self.folder / LOCK, timeout=_WAIT):
+            noted = self.study.user_attrs.get(_ROWS) or {"held_out": digest, "files": {}}
+            changed = [path for path, sha256 in files.items() if noted["files"].get(path, sha256) != sha256]
+            if changed:
+                raise RowsDiffer(
+                    f"{', '.join(changed)}: changed since the first trials were trained on it. Change it back, or "
+                    "choose another --output."
+                )
+            if noted["held_out"] != digest:
+                raise RowsDiffer(
+                    "the held-out rows of this trial are not those of the trials before it, so their losses cannot be "
+                    "ranked. Write data.eval as a file, and sweep no key that changes which rows it has or how a "
+                    "tokenizer cuts them."
+                )
+            self.study.set_user_attr(_ROWS, {**noted, "files": {**noted["files"], **files}})
 
     def planned(self) -> int:
         """How many trials there are to be in all."""
@@ -131,31 +159,71 @@ def _open_study(sweep: Sweep, folder: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     file = folder / SWEEP
-    if folder.exists() and not file.is_file() and any(folder.iterdir()):
+    own = (SWEEP, LOCK, JOURNAL, f"{JOURNAL}.lock")  # another worker may be making it
+    if folder.exists() and not file.exists() and any(path.name not in own for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and not a sweep's folder. Choose another with --output.")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK, timeout=_WAIT):
         facts = read_json_object(file)
-        if facts is not None and facts.get("sweep") != json.loads(json.dumps(sweep.identity())):
-            differing = sorted(key for key, value in sweep.identity().items() if facts["sweep"].get(key) != value)
-            raise UserError(
-                f"{folder}: holds another sweep (it differs in {', '.join(differing)}). Choose another folder with "
-                "--output, or change the file back. More trials and another budget may be asked for."
-            )
+        _refuse_other_sweep(folder, facts, sweep)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-            study = optuna.create_study(
-                study_name=sweep.name, storage=storage, direction="minimize", load_if_exists=True
-            )
-        if sweep.search == "grid" and not study.get_trials(deepcopy=False):
-            for values in combinations(sweep):
+            _drop_torn_line(folder / JOURNAL)
+            try:
+                storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+                study = optuna.create_study(
+                    study_name=sweep.name, storage=storage, direction="minimize", load_if_exists=True
+                )
+            except (ValueError, KeyError, TypeError) as error:  # what its lines raise that Optuna did not write
+                remedy = "Choose another --output; the trials' runs can be used as they are."
+                raise UserError(f"{folder / JOURNAL}: damaged: {first_line(error)}. {remedy}") from error
+        if sweep.search == "grid":  # a worker may have been killed while it did this
+            for values in islice(combinations(sweep), len(study.get_trials(deepcopy=False)), None):
                 study.enqueue_trial({key: sweep.spaces[key].encode(value) for key, value in values.items()})
         if facts is None:
             facts = {"format": 1, "versions": versions(), "begun": now(), "name": sweep.name, "sweep": sweep.identity()}
             write_atomic(file, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return study
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cut off a last line that a kill or a full disk left without its end: Optuna would write the next one onto it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(journal))
+    if not journal.is_file():
+        return
+    lock.acquire()
+    try:
+        with journal.open("rb+") as file:
+            text = file.read()
+            if not text.endswith(b"\n"):
+                file.truncate(text.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def _refuse_other_sweep(folder: Path, facts: dict[str, Any] | None, sweep: Sweep) -> None:
+    """UserError where a folder's sweep.json, read as `facts`, is damaged or that of another sweep."""
+    if facts is None and not (folder / SWEEP).exists():
+        return
+    recorded = (facts or {}).get("sweep")
+    if not isinstance(recorded, dict):
+        raise UserError(f"{folder / SWEEP}: damaged: it does not say which sweep this is. Choose another --output.")
+    if not (folder / JOURNAL).is_file():
+        raise UserError(f"{folder}: its {JOURNAL}, in which the trials are kept, is gone. Choose another --output.")
+    wanted = json.loads(json.dumps(sweep.identity()))
+    differing = sorted(key for key, value in wanted.items() if recorded.get(key) != value)
+    if "recipe" in differing and isinstance(recorded.get("recipe"), dict):
+        before, after = recorded["recipe"], wanted["recipe"]
+        keys = dict.fromkeys(key for key in (*before, *after) if before.get(key) != after.get(key))
+        differing[differing.index("recipe")] = f"the recipe's {', '.join(keys)}"
+    if differing:
+        raise UserError(
+            f"{folder}: holds another sweep (it differs in {', '.join(differing)}). Choose another folder with "
+            "--output, or change the file back. More trials and another budget may be asked for."
+        )
 
 
 def require_optuna() -> Any:

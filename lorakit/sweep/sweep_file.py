@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lorakit.recipe.did_you_mean import nearest
-from lorakit.recipe.load import LoadedRecipe, load
+from lorakit.recipe.load import LoadedRecipe, load, setting_node
 from lorakit.recipe.problem import Location, PathParts, Problem, RecipeErrors, dotted_name, one_line, quote
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import annotation_at, section_of
 from lorakit.recipe.suggestions import for_unknown_key
 from lorakit.recipe.yaml_reader import Node, children, plain, read_file
+from lorakit.share.diff_side import flatten
 from lorakit.sweep.space import MOST_VALUES, RANGES, Choices, Space, grid, is_range, parse_space
 
 Search = Literal["grid", "random", "tpe"]
@@ -39,19 +40,25 @@ class Sweep:
     budget: float | None = None
     seed: int = 0
 
-    def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """`--set` options of a trial with these values."""
-        return [f"{key}={json.dumps(value)}" for key, value in {**self.fixed, **values}.items()]
+    def overrides(self, values: Mapping[str, Any]) -> list[Node]:
+        """What a trial with these values puts over the recipe; paths in it begin where the sweep's file lies."""
+        return [setting_node(key, value, self.path) for key, value in {**self.fixed, **values}.items()]
 
     def load(self, values: Mapping[str, Any], folder: Path | None = None) -> LoadedRecipe:
         """The recipe of a trial with these values, into `folder`; RecipeErrors where they do not go together."""
-        place = [f"output.dir={json.dumps(str(folder))}"] if folder else []
+        place = [setting_node("output.dir", str(folder.absolute()), self.path)] if folder else []
         return load(self.recipe, [*self.overrides(values), *place])
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same while its folder is gone on with: more trials and another budget may be asked for."""
-        spaces = {key: repr(space) for key, space in self.spaces.items()}
-        return {"recipe": str(self.recipe), "spaces": spaces, "fixed": self.fixed} | {
+        """What must stay the same while its folder is gone on with: more trials and another budget may be asked for.
+        The recipe is what it says with all that it extends, wherever it lies."""
+        recipe = self.load({key: _samples(space)[0] for key, space in self.spaces.items()}).recipe
+        own = tuple(f"{key}." for key in (*self.spaces, *self.fixed, "name", "output.dir"))
+        written = flatten(recipe.model_dump(mode="json"))
+        return {
+            "recipe": {key: value for key, value in written if not f"{key}.".startswith(own)},
+            "spaces": {key: repr(space) for key, space in self.spaces.items()},
+            "fixed": self.fixed,
             "search": self.search,
             "prune": self.prune,
             "seed": self.seed,
@@ -88,6 +95,8 @@ class _Reader:
         for key, node in top.items():
             self._read_key(tuple(str(key).split(".")), node)
         values = self._settings(settings)
+        if name and not isinstance(name.value, str | int | float):
+            self._complain(name, ("name",), "the name of a sweep is a text", "Write for example name: rates.")
         if not self.spaces and not self.problems:
             remedy = "Write for example train.learning_rate: [1e-4, 3e-4, 1e-3]."
             self._complain(self.root, (), "no key has several values: there is nothing to try", remedy)
@@ -104,7 +113,7 @@ class _Reader:
             {key: value for key, (value, _) in self.fixed.items()},
             **values,
         )
-        self._check_search(sweep)
+        self._check_search(sweep, settings)
         self._check_values(sweep)
         if sweep.search == "grid":
             spaces = {key: Choices(space.finite or ()) for key, space in spaces.items()}
@@ -168,11 +177,15 @@ class _Reader:
     def _search(self, spaces: Mapping[str, Space]) -> Search:
         return "grid" if all(space.finite for space in spaces.values()) else "tpe"
 
-    def _check_search(self, sweep: Sweep) -> None:
+    def _check_search(self, sweep: Sweep, settings: Node | None) -> None:
         for key, (space, node) in self.spaces.items():
             if sweep.search == "grid" and space.finite is None:
                 remedy = "Add points, such as points: 5, or write sweep: {search: tpe}."
                 self._complain(node, tuple(key.split(".")), "a grid has no end of values in a range", remedy)
+        trials = dict(children(settings)).get("trials") if settings and isinstance(settings.value, dict) else None
+        if sweep.search == "grid" and trials:
+            remedy = "Remove the line, or write search: random."
+            self._complain(trials, ("sweep", "trials"), "a grid has a trial for each combination", remedy)
         if sweep.search == "grid" and not self.problems:
             count = 1
             for space in sweep.spaces.values():
