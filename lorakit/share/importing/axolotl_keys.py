@@ -39,7 +39,7 @@ _HARMLESS = {
     liger_rope liger_rms_norm liger_glu_activation liger_swiglu liger_layer_norm liger_cross_entropy
     liger_fused_linear_cross_entropy liger_rms_norm_gated cut_cross_entropy torch_compile
     torch_compile_backend torch_compile_mode gradient_checkpointing_kwargs activation_offloading layer_offloading
-    llama4_linearized_experts qlora_sharded_model_loading chunked_cross_entropy chunked_cross_entropy_num_chunks
+    qlora_sharded_model_loading chunked_cross_entropy chunked_cross_entropy_num_chunks
     selective_checkpointing pad_to_multiple_of gemma4_hybrid_attn_impl large_head_attention flash_attn_d512
     sdpa_varlen fused_attn_kernel experts_implementation ple_cpu_offload deepcompile torch_compile_options
     liger_kernel_impl use_scattermoe use_sonicmoe expert_backend moe_grouped_backend moe_dequant_chunk_size
@@ -125,7 +125,7 @@ _REFUSED = (
         relora_warmup_steps relora_anneal_steps relora_prune_ratio relora_prune_method relora_cpu_offload
         jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps lisa_n_layers
         lisa_step_interval lisa_layers_attribute=model.layers lora_target_parameters peft_layer_replication
-        peft_layers_pattern peft_trainable_token_indices peft_ensure_weight_tying
+        peft_layers_pattern llama4_linearized_experts peft_trainable_token_indices peft_ensure_weight_tying
         embedding_lr embedding_lr_scale lr_groups optim_target_modules use_dft use_eaft eaft_alpha eaft_k loss_type
         liger_use_token_scaling router_aux_loss_coef s2_attention sage_attention fix_untrained_tokens use_pose
         pose_split_on_token_ids

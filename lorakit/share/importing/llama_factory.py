@@ -217,7 +217,7 @@ _HARMLESS = {
     cache_dir overwrite_cache preprocessing_batch_size preprocessing_num_workers tokenized_path low_cpu_mem_usage
     offload_folder media_dir data_shared_file_system quantization_device_map""",
     "memory and speed, not the result: lorakit takes its own kernels": """
-    use_unsloth use_unsloth_gc enable_liger_kernel use_v1_kernels use_reentrant_gc use_kt use_hyper_parallel
+    use_unsloth use_unsloth_gc enable_liger_kernel use_v1_kernels use_reentrant_gc use_hyper_parallel
     upcast_lmhead_output enable_thinking_budget""",
     "the base's config.json and tokenizer say it": "use_fast_tokenizer",
     "it is about answering, exporting or serving, not about training": """
@@ -275,7 +275,7 @@ _REFUSED = (
         freeze_trainable_modules=all freeze_extra_modules module_dropout=0 oft_rank=0 oft_block_size=32
         oft_target=all moe_aux_loss_coef upcast_layernorm disable_shuffling mix_strategy=concat interleave_probs
         streaming buffer_size=16384 eval_on_each_dataset fp8 fp8_backend=auto fp8_enable_fsdp_float8_all_gather
-        tool_format enable_thinking=true preserve_thinking reasoning_effort mask_history_cot kt_weight_path
+        tool_format enable_thinking=true preserve_thinking reasoning_effort mask_history_cot use_kt kt_weight_path
         kt_expert_checkpoint_path kt_use_lora_experts kt_lora_expert_num kt_lora_expert_intermediate_size
         hyper_parallel_args block_diag_attn compute_dtype model_max_length""",
     ),
