@@ -296,3 +296,18 @@ def test_the_command_writes_nothing_where_a_key_is_refused_unless_it_may(folder,
     assert load(folder / "recipe.yaml").recipe.model.base == "org/base"
     code, _, err = lorakit("import", path, "--partial")
     assert code == 2 and "--overwrite" in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"zero_optimization": {"stage": 2}}, []),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}, []),
+        ({"optimizer": {"type": "Lamb"}}, ["deepspeed"]),
+        ({"scheduler": {"type": "WarmupDecayLR"}}, ["deepspeed"]),
+    ],
+)
+def test_an_optimizer_or_a_schedule_of_deepspeeds_own_is_refused(folder, settings, refused):
+    (folder / "ds.json").write_text(json.dumps(settings), encoding="utf-8")
+    result = imported(folder, text_of("axolotl", "the least") + "deepspeed: ds.json\n")
+    assert [one.key for one in result.refused] == refused

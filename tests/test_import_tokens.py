@@ -123,6 +123,7 @@ def test_llama_factorys_rows_train_the_answers_of_all_turns(tmp_path, tiny_base,
     [
         (JOINED, {"instruction": "a", "input": "b", "output": "c"}, "a\nb"),
         (JOINED, {"instruction": "a{input}", "input": "", "output": "c"}, "a{input}"),
+        (JOINED, {"instruction": "", "input": "b", "output": "c"}, "b"),
         (JOINED, {"instruction": "{{ x }}", "output": "c"}, "{{ x }}"),
         (ALPACA_CHAT, {"instruction": "a", "input": None, "output": "c"}, None),
         (ALPACA, {"instruction": "a", "input": "b\n", "output": "c"}, None),

@@ -83,7 +83,11 @@ def _read_info(c: Conversion) -> dict[str, Any] | None:
         return None
     path = c.dataset_info or _info_path(c, folder)
     known = json.loads(_OWN_LIST.read_text(encoding="utf-8"))
-    if path is None and all(name in known for key in ("dataset", "eval_dataset") for name in _names(c.value(key))):
+    if (
+        path is None
+        and not folder.startswith("REMOTE:")
+        and all(name in known for key in ("dataset", "eval_dataset") for name in _names(c.value(key)))
+    ):
         c.data_folder = Path(local_path(c, folder, is_file=True))
         c.note(f"{folder}/{FILE} is not here: what its names mean is taken from LLaMA-Factory's own list.")
         c.ignore("dataset_dir", "the names are those of LLaMA-Factory's own list")
