@@ -111,6 +111,14 @@ class ExporterSpec(Spec):
     modules: tuple[str, ...] = ()  # those of the extra `export` without which it cannot be made
 
 
+@dataclass(frozen=True)
+class TrackerSpec(Spec):
+    """A tracker: its settings, if it has any, and a lorakit.track.trackers.TrackedRun -> an OpenRun."""
+
+    _: KW_ONLY
+    modules: tuple[str, ...] = ()  # those of the extra of its name without which it does not work
+
+
 Fields = ParamSpec("Fields")
 S = TypeVar("S", bound=Spec)
 
@@ -173,4 +181,5 @@ ADAPTERS = Table(AdapterSpec, "adapters", "adapter kind", "lorakit.model.adapter
 QUANTIZERS = Table(QuantizerSpec, "quantizers", "quantization", "lorakit.model.quantization_config")
 METRICS = Table(MetricSpec, "metrics", "metric", "lorakit.evaluate.metrics")
 EXPORTERS = Table(ExporterSpec, "exporters", "export target", "lorakit.export")
+TRACKERS = Table(TrackerSpec, "trackers", "tracker", "lorakit.track")
 AnyTable = Table[..., Any]

@@ -16,6 +16,7 @@ from lorakit.atomic_io import (
     file_lock,
     is_draft,
     is_locked,
+    read_json_object,
     read_own_json,
     refuse_other_files,
     refuse_pipes,
@@ -59,6 +60,8 @@ class Run:
         self.report = self.folder / "report.html"
         self.exports = self.folder / "export"
         self.rows = self.folder / "rows"  # that were written for this run alone, and rows of a packed one
+        self.tracking = self.folder / "tracking"  # what trackers store on this machine, a folder each
+        self.tracked = self.tracking / "runs.json"  # tracker -> by which it knows this run
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` optimizer steps."""
@@ -180,7 +183,7 @@ class Run:
     def results(self) -> list[Path]:
         """Every file and folder that a run may write."""
         folders = [self.checkpoints, self.adapter, self.model, self.merged, self.evaluations, self.exports]
-        return [*folders, self.log, self.samples, self.report, self.recipe, self.manifest]
+        return [*folders, self.tracking, self.log, self.samples, self.report, self.recipe, self.manifest]
 
     def refuse_other_programs(self) -> None:
         """Refuse to clear results that have files that the run did not write."""
@@ -203,14 +206,16 @@ class Run:
         is a run's whenever the process ends."""
         if self.manifest.exists():
             self.write_manifest(self.read_manifest() | {"status": CLEARED})
-        exports = [folder for folder in self.exports.glob("*/") if not is_draft(folder)]
-        for folder in (*self.complete_checkpoints(), self.adapter, self.model, self.merged, *exports):
+        parts = [folder for folder in self.exports.glob("*/") if not is_draft(folder)]
+        tracked = read_json_object(self.tracked) or {}
+        parts += [folder for folder in self.tracking.glob("*/") if folder.name in tracked]
+        for folder in (*self.complete_checkpoints(), self.adapter, self.model, self.merged, *parts):
             if folder.is_dir():
                 remove_folder(folder)
         scores = [path for path in self.evaluations.glob("*") if _SCORES.fullmatch(path.name)]
-        for file in (*scores, self.log, self.samples, self.report, self.recipe):
+        for file in (*scores, self.log, self.samples, self.report, self.tracked, self.recipe):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.evaluations, self.exports):
+        for folder in (self.checkpoints, self.evaluations, self.exports, self.tracking):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -249,7 +254,7 @@ def open_run(folder: Path, resume: bool, overwrite: bool) -> Iterator[Run]:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(run.exclusive_lock())
             _refuse_folder(run, resume, overwrite)  # another run may have ended between the two
-            for place in (folder, run.checkpoints, run.evaluations, run.exports):
+            for place in (folder, run.checkpoints, run.evaluations, run.exports, run.tracking):
                 remove_drafts(place)
             if overwrite and run.holds_results():
                 run.refuse_other_programs()

@@ -6,20 +6,24 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from lorakit.prepare import prepare_run
-from lorakit.progress import Silent
+from lorakit.progress import Progress, Silent
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run, open_run
 from lorakit.train.checkpoint import checkpoint_to_resume, resumed_recipe
 from lorakit.train.run import Outcome, train
 
+SILENT = Silent()
 
-def run_recipe(path: Path, folder: Path, *overrides: str, resume: bool = False) -> tuple[Run, Outcome]:
+
+def run_recipe(
+    path: Path, folder: Path, *overrides: str, resume: bool = False, progress: Progress = SILENT
+) -> tuple[Run, Outcome]:
     """What `lorakit train` does, without the terminal."""
     loaded = load(path, [*overrides, f"output.dir={json.dumps(str(folder))}"])
     with open_run(folder, resume, overwrite=False) as run:
-        prepared = prepare_run(resumed_recipe(run, loaded) if resume else loaded.recipe, Silent())
-        checkpoint = checkpoint_to_resume(run, prepared, Silent()) if resume else None
-        return run, train(prepared, run, Silent(), checkpoint)
+        prepared = prepare_run(resumed_recipe(run, loaded) if resume else loaded.recipe, progress)
+        checkpoint = checkpoint_to_resume(run, prepared, progress) if resume else None
+        return run, train(prepared, run, progress, checkpoint)
 
 
 def adapter_weights(run: Run) -> dict:

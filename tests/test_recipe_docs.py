@@ -11,7 +11,7 @@ from lorakit.recipe import docs as reference
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import annotation_at, describe, keys
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, TRACKERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,7 +63,7 @@ def test_every_key_has_a_meaning_and_is_in_the_page():
 
 def test_every_word_of_a_table_is_in_the_page():
     page = reference.markdown()
-    for table in (FORMATS, ADAPTERS, QUANTIZERS, METRICS):
+    for table in (FORMATS, ADAPTERS, QUANTIZERS, METRICS, TRACKERS):
         assert all(f"| `{entry.name}` | {entry.summary} |" in page for entry in table)
 
 

@@ -67,10 +67,12 @@ def train(
     @cache
     def loaded() -> "LoadedRecipe":
         from lorakit.recipe.export_target import parse_target, refuse_missing_modules
+        from lorakit.track.tracking import refuse_missing_trackers
 
         checked = load(recipe, overrides)
         with checked.locating():
             refuse_missing_modules([parse_target(word) for word in checked.recipe.output.export], "output.export")
+            refuse_missing_trackers(checked.recipe.track)
         return checked
 
     with on_devices(devices, lambda: _most_devices(loaded()), lambda: _go_on(loaded()), starts=not dry_run):

@@ -9,7 +9,7 @@ from pydantic_core import PydanticUndefined
 from lorakit.recipe.rules import RULES
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.schema_introspection import alternatives_of, default_at, describe, fields, section_of
-from lorakit.registry import ADAPTERS, EXPORTERS, FORMATS, METRICS, QUANTIZERS, AnyTable
+from lorakit.registry import ADAPTERS, EXPORTERS, FORMATS, METRICS, QUANTIZERS, TRACKERS, AnyTable
 
 EXTENDS = "Files that this one builds on: a path, or a list of paths of which later ones win, relative to this file."
 
@@ -18,6 +18,7 @@ _TABLES: dict[str, AnyTable] = {
     "adapter.kind": ADAPTERS,
     "model.quantization": QUANTIZERS,
     "evaluate.metrics": METRICS,
+    "track": TRACKERS,
     "output.export": EXPORTERS,
 }
 
@@ -106,11 +107,11 @@ def markdown() -> str:
     top = [f"| `extends` | a path, or a list of paths | none | {EXTENDS} |"]
     top += [_row(Recipe, name) for name in fields(Recipe) if name not in sections]
     lines = [_INTRO, "### At the top", "", *_HEAD, *top, ""]
+    for name, annotation in fields(Recipe).items():
+        if name not in sections and (inner := _section_in(annotation)):
+            lines += [*_section(f"`{name}` as a mapping", inner), *_sections_inside(name, inner)]
     for name, section in sections.items():
-        lines += _section(f"`{name}`", section)
-        for nested, names in _inside(name, section).items():
-            shown = names if len(names) <= _MOST_NAMES else [names[0], "the like"]
-            lines += _section(f"{' and '.join(shown)} as a mapping", nested)
+        lines += [*_section(f"`{name}`", section), *_sections_inside(name, section)]
     lines += ["## Combinations", "", *(f"- {rule.__doc__}" for rule, _ in RULES), "", "## Words", ""]
     for name, table in _TABLES.items():
         lines += [f"### `{name}`: each {table.noun}", ""]
@@ -118,6 +119,14 @@ def markdown() -> str:
         lines += [f"| `{entry.name}` | {entry.summary} |" for entry in table]
         lines.append("")
     return "\n".join(lines)
+
+
+def _sections_inside(name: str, section: type[BaseModel]) -> list[str]:
+    lines = []
+    for nested, names in _inside(name, section).items():
+        shown = names if len(names) <= _MOST_NAMES else [names[0], "the like"]
+        lines += _section(f"{' and '.join(shown)} as a mapping", nested)
+    return lines
 
 
 def _inside(name: str, section: type[BaseModel]) -> dict[type[BaseModel], list[str]]:

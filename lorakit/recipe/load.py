@@ -183,7 +183,8 @@ def _without(data: Any, wrong: Collection[str]) -> Recipe:
     """The recipe without the sections and keys that are wrong, and with stand-ins for what must be there."""
     right: dict[str, Any] = {}
     for section, value in data.items() if isinstance(data, dict) else ():
-        if dotted_name((section,)) in wrong:
+        name = dotted_name((section,))
+        if name in wrong or (not isinstance(value, dict) and _inside(name, wrong)):
             continue
         if isinstance(value, dict):
             value = {key: inner for key, inner in value.items() if not _inside(dotted_name((section, key)), wrong)}

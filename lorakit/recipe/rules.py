@@ -22,7 +22,7 @@ from lorakit.recipe.schema import Recipe, Source
 from lorakit.recipe.schema_introspection import section_example
 from lorakit.recipe.sharding import sharding_conflicts
 from lorakit.recipe.suggestions import nearest_word
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, AnyTable
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, TRACKERS, AnyTable
 
 Conflicts = Iterator[tuple[PathParts, str, str]]
 Written = Collection[str]
@@ -263,6 +263,18 @@ def metrics_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
             reason = f"{metric} needs settings: {', '.join(needed)}"
             yield path, reason, f"Write for example {{{metric}: {section_example(settings)}}}."
         name, *others = entry_names(metric) or [""]
+        if name in seen and not others:
+            yield path, f"{quote(name)} is there twice", "Remove one."
+        seen.add(name)
+
+
+@reads("track")
+def trackers_can_be_read(recipe: Recipe, written: Written) -> Conflicts:
+    """`track` names each tracker once; a mapping names one."""
+    seen: set[str] = set()
+    for path, tracker in _items(("track",), recipe.track):
+        yield from _choice_conflicts(path, TRACKERS, tracker, "tensorboard, or with settings {wandb: {mode: offline}}")
+        name, *others = entry_names(tracker) or [""]
         if name in seen and not others:
             yield path, f"{quote(name)} is there twice", "Remove one."
         seen.add(name)

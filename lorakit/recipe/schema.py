@@ -31,7 +31,7 @@ from lorakit.recipe.fields import (
     Warmup,
     Wording,
 )
-from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, AnyTable, Section
+from lorakit.registry import ADAPTERS, FORMATS, METRICS, QUANTIZERS, TRACKERS, AnyTable, Section
 
 
 class _OneEntry(Section):
@@ -58,11 +58,13 @@ def _settings_by_name(table: AnyTable, name: str) -> Any:
 FormatSettings: Any = _settings_by_name(FORMATS, "FormatSettings")
 KindSettings: Any = _settings_by_name(ADAPTERS, "KindSettings")
 MetricSettings: Any = _settings_by_name(METRICS, "MetricSettings")
+TrackerSettings: Any = _settings_by_name(TRACKERS, "TrackerSettings")
 _words: Any = Literal  # of a table, which are known once it is read
 Quantization: Any = _words[tuple(QUANTIZERS.names())]
 Format: Any = _words[("auto", *FORMATS.names())] | FormatSettings
 AdapterKind: Any = _words[tuple(ADAPTERS.names())] | KindSettings
 Metric: Any = _words[tuple(METRICS.names())] | MetricSettings
+Tracker: Any = _words[tuple(TRACKERS.names())] | TrackerSettings
 
 
 class Model(Section):
@@ -357,4 +359,7 @@ class Recipe(Section):
     data: Data
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    track: list[Tracker] = []
+    """Programs that get the run's figures while it trains, each a word, or that word with its settings, such as \
+{wandb: {project: support, mode: offline}}."""
     output: Output = Output()

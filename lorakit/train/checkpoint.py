@@ -40,7 +40,7 @@ _STATE = "trainer_state.json"
 _DEVICE_GENERATOR, _SAVED_BY_TRAINER = "device_rng_state.pth", ("cpu", "cuda")
 # What may differ when a run goes on: it changes where results go and how fast they come, never the weights.
 _SPEED = ("micro_batch", "gradient_checkpointing", "kernels", "compile", "sharding")
-_FREE = ("name", "output", "evaluate", "train.keep", *(f"train.{name}" for name in _SPEED))
+_FREE = ("name", "output", "evaluate", "track", "train.keep", *(f"train.{name}" for name in _SPEED))
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -93,7 +93,7 @@ def resumed_recipe(run: Run, loaded: LoadedRecipe) -> Recipe:
         value, place = now[f"train.{name}"], loaded.places.get(f"train.{name}")
         if value != "auto" and ((place and place.setting) or not _ran_out_of_memory(name, value, run)):
             values[name] = value
-    others = {name: getattr(loaded.recipe, name) for name in ("name", "output", "evaluate")}
+    others = {name: getattr(loaded.recipe, name) for name in ("name", "output", "evaluate", "track")}
     return recipe.model_copy(update={**others, "train": recipe.train.model_copy(update=values)})
 
 

@@ -181,6 +181,17 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
     }
 
 
+def tracked_config(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What trackers are told of a run before its first step: the resolved recipe, and what its card says besides."""
+    base, data = manifest["base"], manifest["data"]
+    facts = {name: manifest[name] for name in ("versions", "machine", "parameters", "steps")}
+    facts["base"] = {name: base[name] for name in ("origin", "commit", "quantization")}
+    for side in ("train", "eval"):
+        rows = data[side] or {}
+        facts[f"{side}_rows"] = {name: rows[name] for name in ("kept", "trained_tokens") if name in rows}
+    return manifest["recipe"] | {"run": facts}
+
+
 def _sides(prepared: Prepared) -> dict[str, Examples]:
     return {"train": prepared.train} | ({"eval": prepared.held_out} if prepared.held_out else {})
 

@@ -20,13 +20,14 @@ from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import COMPLETE, Run, now
+from lorakit.track.tracking import Tracking, track
 from lorakit.train.agreement import StopRequest
 from lorakit.train.block_check import choose_block_code
 from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.offloading import offload_activations
 from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
-from lorakit.train.record import RunRecord, initial_manifest, sample_lines, save_result, whole_model
+from lorakit.train.record import RunRecord, initial_manifest, sample_lines, save_result, tracked_config, whole_model
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import sharding_of
 from lorakit.train.trainer import SupervisedTrainer, TrainingHooks
@@ -110,13 +111,14 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     runner, stopping = MicroBatchRunner(state, prepared, progress, record.add_out_of_memory), StopRequest(progress)
     code = choose_block_code(runner)
     record.manifest["block_code"] = code.words
-    with stopping.listening(), record.noting_early_end():
-        outcome = _fit(runner, code, record, stopping, checkpoint, hooks)
+    with stopping.listening(), record.noting_early_end(), track(run, progress) as tracking:
+        outcome = _fit(runner, code, record, stopping, checkpoint, hooks, tracking)
         if state.rank_scheduler:
             progress.say(ranks_in_words(state.model))
         manifest = record.manifest | {"status": COMPLETE, "finished": now(), "result": outcome.__dict__}
         weights = whole_model(state, prepared)
         on_first(lambda: run.write_manifest(manifest | save_result(state, weights, prepared, run, manifest)))
+        tracking.log(_final_figures(outcome))
     output = prepared.recipe.output
     if stopping.agreed() and (output.merged or output.export):
         what = "the merge" if output.merged else "the exports"
@@ -132,6 +134,7 @@ def _fit(
     stopping: StopRequest,
     checkpoint: Path | None,
     hooks: TrainingHooks,
+    tracking: Tracking,
 ) -> Outcome:
     """The training itself. The folder is cleared only when nothing can be refused any more."""
     prepared, settings, run, scheduler = runner.prepared, runner.recipe.train, record.run, runner.rank_scheduler
@@ -139,8 +142,9 @@ def _fit(
     steps, done = prepared.steps, int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     start = time.monotonic()
     with runner.progress.bar("training", total=steps, done=done) as bar:
-        trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping, hooks=hooks)
+        trainer = SupervisedTrainer(runner=runner, run=run, bar=bar, stopping=stopping, hooks=hooks, tracking=tracking)
         on_first(partial(_begin_folder, run, record, prepared, checkpoint, done))
+        on_first(lambda: tracking.start(prepared.recipe.track, tracked_config(record.manifest), done))
         offloading = offload_activations(runner.model, settings.offload_activations)
         keeping = keep_freed_memory() if _has_room_to_keep(runner) else nullcontext()
         with compute_optimizations(runner.model, prepared.recipe.model.dtype, code), offloading, keeping:
@@ -178,6 +182,13 @@ def _begin_folder(run: Run, record: RunRecord, prepared: Prepared, checkpoint: P
     record.write()
     write_atomic(run.samples, sample_lines(prepared))
     run.go_back_to(done)
+
+
+def _final_figures(outcome: Outcome) -> dict[str, float | None]:
+    """What trackers are told of a finished training, beside the figures of its last step."""
+    best = {"eval_best_loss": outcome.eval_loss, "eval_best_step": outcome.best_step}
+    speed = {name: getattr(outcome, name) for name in ("seconds", "seconds_a_step", "trained_tokens_per_second")}
+    return {"step": outcome.steps, **best, **speed, "peak_memory": outcome.peak_memory}
 
 
 def _outcome(trainer: SupervisedTrainer, seconds: float) -> Outcome:

@@ -29,10 +29,12 @@ from lorakit.distributed.processes import (
 )
 from lorakit.distributed.sharing import deal
 from lorakit.errors import Interrupted, LorakitError
+from lorakit.hardware.memory import run_peak
 from lorakit.model.peft_adapter import trained_parameters
 from lorakit.plan.schedule import rate_share, warmup_steps
 from lorakit.progress import Bar
 from lorakit.run_dir import Run
+from lorakit.track.tracking import Tracking
 from lorakit.train.agreement import StopRequest, keep_equal
 from lorakit.train.arguments import StepBatchSampler, training_arguments, with_faster_b
 from lorakit.train.batch_layout import count_trained_tokens, without_labels
@@ -96,12 +98,14 @@ class SupervisedTrainer(SFTTrainer):
         bar: Bar,
         stopping: StopRequest,
         hooks: "TrainingHooks",
+        tracking: Tracking,
     ) -> None:
         prepared = runner.prepared
         self.runner, self.rank_scheduler, self.progress = runner, runner.rank_scheduler, runner.progress
         self.sharding = runner.sharding
         self.shared: Any = None  # the optimizer, where the processes share out its states
-        self.run, self.bar, self.stopping, self.hooks = run, bar, stopping, hooks
+        self.run, self.bar, self.stopping = run, bar, stopping
+        self.hooks, self.tracking = hooks, tracking
         self.prepared, self.settings = prepared, prepared.recipe.train
         self.tokens, self.step_tokens, self.steps, self.busy, self.step_start = 0, 0, 0, 0.0, 0.0
         self.loss: StepLoss
@@ -161,8 +165,8 @@ class SupervisedTrainer(SFTTrainer):
         super().log(logs, start_time)
         step = self.state.global_step
         line = {"step": step, "epoch": round(self.state.epoch or 0.0, 4)}
-        if "eval_loss" in logs and is_first():
-            self.run.log_line(line | {"eval_loss": logs["eval_loss"]})
+        if "eval_loss" in logs:
+            self._record(line | {"eval_loss": logs["eval_loss"]})
         if "loss" not in logs:
             return
         self.tokens += self.step_tokens
@@ -170,9 +174,14 @@ class SupervisedTrainer(SFTTrainer):
             refuse(LorakitError(f"step {step}: the gradient is {logs['grad_norm']}. Lower train.learning_rate."))
         speed = self.tokens / self.busy if self.busy else 0.0
         facts = {name: logs.get(name) for name in ("loss", "grad_norm", "learning_rate")}
-        if is_first():
-            self.run.log_line(line | facts | {"trained_tokens_per_second": round(speed, 1)})
+        self._record(line | facts | {"trained_tokens_per_second": round(speed, 1)})
         self.bar.advance(1, f"loss {logs['loss']:.4f}  {speed:,.0f} trained tokens/s")
+
+    def _record(self, figures: dict[str, Any]) -> None:
+        """Add a line to the run's log, which the trackers get with the most memory that was taken so far."""
+        if is_first():
+            self.run.log_line(figures)
+            self.tracking.log(figures | {"peak_memory": run_peak(self.runner.device)})
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The passes of a step. Its loss is read together with the norm of the gradient, in `_get_grad_norm`."""
