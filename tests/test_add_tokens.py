@@ -263,6 +263,34 @@ def test_an_adapter_without_a_row_that_its_base_lacks_is_refused(tmp_path, plain
             with_rows_of(tmp_path / name, Base("base", base, "local folder"))
 
 
+WAYS = {
+    "tokens": {"trainable_token_indices": [400, 401]},
+    "whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+}
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_peft_saves_of_resized_embeddings_is_merged(way, tied, lorakit, tmp_path, plain_tokenizer):
+    base, tokenizer = write_base(tmp_path / "base", plain_tokenizer, tied, 0), copy.deepcopy(plain_tokenizer)
+    tokenizer.add_tokens(CHAT, special_tokens=True)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer))
+    trained = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **WAYS[way]))
+    with torch.no_grad():
+        for part in trained.parameters():
+            if part.requires_grad:
+                part.add_(torch.randn(part.shape), alpha=0.02)
+    trained.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    code, _, err = lorakit("merge", tmp_path / "adapter", "--base", base, "--output", tmp_path / "merged")
+    assert code == 0, err
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    ids = torch.tensor([[400, 7, 9, 401, 11]])
+    torch.testing.assert_close(logits_of(merged, ids), logits_of(trained.eval(), ids), rtol=1e-4, atol=1e-5)
+    assert merged.config.tie_word_embeddings is (tied and way == "tokens")
+
+
 def test_models_whose_vocabulary_cannot_grow_are_refused(tmp_path, plain_tokenizer):
     config = PhiConfig(vocab_size=400, **{**TINY_LLAMA, "num_key_value_heads": 4})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)

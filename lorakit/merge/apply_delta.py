@@ -49,6 +49,8 @@ def adapter_deltas(model: Any) -> Deltas:
     base = model.base_model.model
     for name, value in base.named_parameters():
         # The placeholder of a weight that only the base has brings strides of 0.
+        if ".original_module." in name:  # which a module that was trained whole replaces
+            continue
         if not _OF_ADAPTER.search(f".{name}") and any(value.stride()):  # a bias, or an embedding that was resized
             deltas[base_path(name)] = _replacement(_float32(value))
     for wrapped, module in base.named_modules():
@@ -80,6 +82,11 @@ def _add(deltas: Deltas, path: str, delta: WeightDelta) -> None:
     first = deltas.get(path)
     if first is None:
         deltas[path] = delta
+        return
+    if first.replaces and first.replaces[0] is None and delta.replaces and delta.replaces[0] is not None:
+        whole = first.replaces[1].clone()
+        whole[list(delta.replaces[0])] = delta.replaces[1]
+        deltas[path] = _replacement(whole)
         return
 
     def apply(weight: torch.Tensor, row: int) -> torch.Tensor:

@@ -89,8 +89,9 @@ def adapter_layers(model: Any) -> list[AdapterLayer]:
 
 
 def base_path(wrapped: str) -> str:
-    """The path of a layer before PEFT wrapped it; fused experts are wrapped once for each of their parameters."""
-    return ".".join(part for part in wrapped.split(".") if part != "base_layer")
+    """The path of a layer before PEFT wrapped it; fused experts are wrapped once for each of their parameters, and
+    embeddings of which single rows are trained twice."""
+    return ".".join(part for part in wrapped.split(".") if part not in ("base_layer", "token_adapter"))
 
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:

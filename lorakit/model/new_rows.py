@@ -111,11 +111,18 @@ def _rows_in(adapter: Path, model: Any) -> dict[str, set[int]]:
     inputs = next(iter(_ends(model))).removesuffix(".weight")
     named = indices if isinstance(indices, dict) else {inputs: indices}
     for path, is_own in _ends(model).items():
-        of_end = next((some for key, some in named.items() if path.removesuffix(".weight").endswith(key)), [])
-        whole = tensors.get(f"base_model.model.{path}")
+        name = path.removesuffix(".weight")
+        of_end = next((some for key, some in named.items() if name.endswith(key)), [])
+        # What PEFT saves of resized embeddings besides stands below their own name, such as X.base_layer.weight.
+        counts = [one.shape[0] for file, one in tensors.items() if _is_whole(file, name)]
         if is_own:
-            rows[path] = {*of_end, *(range(whole.shape[0]) if whole else ())}
+            rows[path] = {*of_end, *range(max(counts, default=0))}
     return rows
+
+
+def _is_whole(file: str, name: str) -> bool:
+    """Whether a tensor of an adapter's file is a whole weight of a module of this path."""
+    return file.startswith(f"base_model.model.{name}.") and file.endswith(".weight") and ".lora_" not in file
 
 
 def _token_indices(adapter: Path) -> list[int] | dict[str, list[int]]:

@@ -39,6 +39,10 @@ TRAINED_WEIGHTS = f"{TRAINED_DIR}/weights.safetensors"
 # What PEFT raises on files that are damaged, or hold values of another kind than it looks for.
 _READING = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 
+# What PEFT writes a second time where the embeddings were resized before the training (its `save_embedding_layers`):
+# trained modules and rows under their names in the model, and the weights that trained modules replace.
+_TWICE = re.compile(r"\.(token_adapter\.trainable_tokens_delta|modules_to_save\.weight|original_module\.weight)$")
+
 _HASHED_AT_ONCE = 1 << 20  # numbers of 8 bytes
 
 _MERGE_FIRST = "Merge it into its base, and give the merged model as model.base."
@@ -215,7 +219,8 @@ def _load(model: Any, folder: Path, key: str, config: Any, is_trainable: bool = 
         reason = f"its file lacks {first_and_count(gaps)}" if gaps else first_line(error)
         raise UserError(f"{key}{folder}: this adapter cannot be put on the base model: {reason}") from error
     misplaced = "holds {}, for which the base model has no place"
-    for sentence, names in (("lacks {}", report.missing_keys), (misplaced, report.unexpected_keys)):
+    unexpected = [name for name in report.unexpected_keys if not _TWICE.search(name)]
+    for sentence, names in (("lacks {}", report.missing_keys), (misplaced, unexpected)):
         if names:
             shown = sentence.format(first_and_count(sorted(name.replace(".default", "") for name in names)))
             raise UserError(f"{key}{folder}: this adapter {shown}. It is damaged, or of another model.")
