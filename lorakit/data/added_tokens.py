@@ -1,10 +1,17 @@
 """The tokens of `model.add_tokens`: whether a vocabulary lacks them, and how its tokenizer gets them."""
 
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
+
+from lorakit.data.chat_template import ChatTemplate, written_around
 from lorakit.data.template_tokens import is_single_token
 from lorakit.errors import UserError
+
+_WORDS = re.compile(r"[\w\s'-]+")
 
 
 def check_added_tokens(texts: Sequence[str], base: str, has_token: Callable[[str], bool]) -> None:
@@ -16,9 +23,9 @@ def check_added_tokens(texts: Sequence[str], base: str, has_token: Callable[[str
 
 
 def add_tokens(tokenizer: Any, texts: Sequence[str], base: str) -> dict[int, str]:
-    """Give a tokenizer of transformers tokens that its vocabulary lacks, and return them by their ids. Those that its
-    chat template writes are special: decoding leaves them out of an answer. UserError where it has one already, or does
-    not read one of them as a token of its own."""
+    """Give a tokenizer of transformers tokens that its vocabulary lacks, and return them by their ids. The marks that
+    its chat template writes are special: decoding leaves them out of an answer. UserError where it has one already, or
+    does not read one of them as a token of its own."""
     from tokenizers import AddedToken
 
     check_added_tokens(texts, base, lambda text: is_single_token(tokenizer, text))
@@ -26,10 +33,9 @@ def add_tokens(tokenizer: Any, texts: Sequence[str], base: str) -> dict[int, str
     if entry := next((text for text in texts if text in vocabulary), None):
         reason = f"the vocabulary of {base} has an entry {entry!r} (token id {vocabulary[entry]})"
         raise UserError(f"model.add_tokens: {reason}, which its tokenizer does not make of that text. Write another.")
-    own = tokenizer.chat_template or ""
-    template = "\n".join(own.values()) if isinstance(own, dict) else own
+    written = _template_texts(tokenizer)
     for special in (True, False):
-        some = [text for text in texts if (text in template) is special]
+        some = [text for text in texts if (text in written and not _WORDS.fullmatch(text)) is special]
         tokens = [AddedToken(text, special=special, normalized=False) for text in some]
         tokenizer.add_tokens(tokens, special_tokens=special)
     if unread := [text for text in texts if not is_single_token(tokenizer, text)]:
@@ -37,3 +43,15 @@ def add_tokens(tokenizer: Any, texts: Sequence[str], base: str) -> dict[int, str
         reason = f"the tokenizer of {base} reads {unread[0]!r} as {' '.join(map(repr, made))}, not as one token"
         raise UserError(f"model.add_tokens: {reason}. Write another text.")
     return {tokenizer.convert_tokens_to_ids(text): text for text in texts}
+
+
+def _template_texts(tokenizer: Any) -> str:
+    """What a tokenizer's chat template may write of its own: the texts in its source, and what it makes of others, such
+    as `<|user|>` of a role. Its code is none of it."""
+    own, texts = tokenizer.chat_template or "", list[str]()
+    for source in own.values() if isinstance(own, dict) else [own]:
+        with suppress(TemplateSyntaxError):  # an error of the rows, where they need the template
+            texts += [text for _, kind, text in Environment().lex(source) if kind in ("data", "string")]
+    with suppress(UserError):
+        texts += [written_around(ChatTemplate(tokenizer).write)]
+    return "\n".join(texts)

@@ -74,12 +74,8 @@ def _nested_texts(value: Any) -> Iterator[str]:
 
 def find_control_texts(tokenizer: Any, write: Write | None) -> ControlTexts:
     """The control texts of a tokenizer and its chat template, where it has one (`write`)."""
-    roles, samples = ("system", "user", "assistant", "user"), []
-    messages = [{"role": role, "content": text} for role, text in zip(roles, _SAMPLES, strict=True)]
-    for sample in (messages, messages[1:]):  # with a system prompt where the template takes one
-        with suppress(RowError):  # the sample is not the user's, whose rows get their own errors
-            samples += [write(sample)] if write else []
-    around = "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
+    samples = _write_samples(write)
+    around = _text_around(samples)
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     added |= dict.fromkeys(tokenizer.all_special_tokens, True)
     written = set(compile_alternation(word for word in added if word.strip()).findall(around))
@@ -94,6 +90,25 @@ def find_control_texts(tokenizer: Any, write: Write | None) -> ControlTexts:
     front = fronts.pop() if len(fronts) == 1 else ""
     is_front = front and all(text.count(front) == 1 for text in samples)
     return ControlTexts(frozenset(tokens), frozenset(written - thoughts), front if is_front else None)
+
+
+def written_around(write: Write) -> str:
+    """What a chat template writes around the texts of a conversation's messages."""
+    return _text_around(_write_samples(write))
+
+
+def _write_samples(write: Write | None) -> list[str]:
+    """A conversation as the template writes it, with a system prompt where it takes one, and without."""
+    roles, texts = ("system", "user", "assistant", "user"), []
+    messages = [{"role": role, "content": text} for role, text in zip(roles, _SAMPLES, strict=True)]
+    for sample in (messages, messages[1:]):
+        with suppress(RowError):  # the sample is not the user's, whose rows get their own errors
+            texts += [write(sample)] if write else []
+    return texts
+
+
+def _text_around(samples: list[str]) -> str:
+    return "\n".join(re.split("|".join(_SAMPLES), samples[0])) if samples else ""
 
 
 def select_single_tokens(tokenizer: Any, words: Iterable[str]) -> set[str]:
