@@ -1,7 +1,7 @@
 """Whether a vocabulary has the tokens that a named chat template writes, each as one token. Without transformers."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,18 @@ from lorakit.errors import UserError
 from lorakit.recipe.chat_templates import CHAT_TEMPLATES
 
 
-def check_template_tokens(name: str, base: str, has_token: Callable[[str], bool], end_token: bool = True) -> None:
+def check_template_tokens(
+    name: str, base: str, has_token: Callable[[str], bool], end_token: bool = True, added: Sequence[str] = ()
+) -> None:
     """A UserError for a named template whose tokens the vocabulary of `base` lacks. `has_token`: whether a text is one
-    token of it; `end_token`: whether its tokenizer names an end token."""
+    token of it; `end_token`: whether its tokenizer names an end token; `added`: the recipe's `model.add_tokens`."""
     if not (missing := _missing(name, has_token, end_token)):
         return
     reason = f"{name} writes {', '.join(missing)}, which the vocabulary of {base} does not have as one token each"
     usable = usable_templates(has_token, end_token)
     can_be_added = {*missing} <= {*CHAT_TEMPLATES[name].tokens}
-    remedies = [f"model.add_tokens: [{', '.join(map(repr, missing))}], which are then trained"] if can_be_added else []
+    whole = ", ".join(map(repr, [*added, *missing]))
+    remedies = [f"model.add_tokens: [{whole}], which are then trained"] if can_be_added else []
     remedies += [f"{', '.join(usable)}, whose tokens it has"] if usable else []
     remedies.append("a .jinja file of texts that it has")
     raise UserError(f"model.chat_template: {reason}. Write {', or '.join(remedies)}.")

@@ -193,7 +193,7 @@ def check_local_base(recipe: Recipe, complete: bool = True) -> None:
             check_added_tokens(model.add_tokens, model.base, has_token)
             if is_named(model.chat_template):
                 has_any = lambda text: text in model.add_tokens or has_token(text)  # noqa: E731
-                check_template_tokens(str(model.chat_template), model.base, has_any)
+                check_template_tokens(str(model.chat_template), model.base, has_any, added=model.add_tokens)
     if folder:
         check_base_files(folder, complete and folder == local)
     if local and complete and not has_tokenizer(local):
@@ -240,7 +240,7 @@ def load_template(recipe: Recipe, base: Base, adds_tokens: bool = False) -> "Cha
         add_tokens(tokenizer, recipe.model.add_tokens, base.name)
     if is_named(recipe.model.chat_template):
         name, has_token = str(recipe.model.chat_template), partial(is_single_token, tokenizer)
-        check_template_tokens(name, base.name, has_token, bool(tokenizer.eos_token))
+        check_template_tokens(name, base.name, has_token, bool(tokenizer.eos_token), recipe.model.add_tokens)
     given, writes = recipe.model.template_date, writes_date(tokenizer.chat_template)
     check_template_date(given, writes)
     template = ChatTemplate(
