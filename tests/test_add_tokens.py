@@ -28,6 +28,7 @@ from lorakit.model.new_rows import with_new_tokens, with_rows_of
 from lorakit.model.peft_adapter import attach_adapter
 from lorakit.model.resolve import Base
 from lorakit.model.targets import select_targets
+from lorakit.recipe.chat_templates import template_file
 from lorakit.recipe.schema import Adapter
 
 CHAT = ["<|im_start|>", "<|im_end|>"]
@@ -235,6 +236,18 @@ def test_an_adapter_is_trained_further_with_the_same_tokens_alone(trained, tmp_p
             run_recipe(recipe, tmp_path / "refused", *own, f"model.add_tokens={json.dumps(texts)}")
 
 
+def test_an_adapter_with_whole_embeddings_is_trained_further(recipe_file, tmp_path, plain_tokenizer):
+    base = write_base(tmp_path / "base", plain_tokenizer, False, 0)
+    model = {"base": str(base), "chat_template": "chatml", "add_tokens": CHAT}
+    own = ("train.epochs=null", "train.steps=1", "adapter.train_modules=[embed_tokens, lm_head]")
+    whole, _ = run_recipe(recipe_file(model=model), tmp_path / "whole", *own)
+    further, _ = run_recipe(recipe_file(model=model), tmp_path / "on", *own[:2], f"adapter={{from: {whole.folder}}}")
+    before, after = adapter_weights(whole), adapter_weights(further)
+    ends = [name for name in before if ".lora_" not in name]
+    assert len(ends) == 2 and before.keys() == after.keys()
+    assert not any(torch.equal(before[name][400:], after[name][400:]) for name in ends)
+
+
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
@@ -243,11 +256,13 @@ def test_an_adapter_is_trained_further_with_the_same_tokens_alone(trained, tmp_p
         (["<a>", "<a>"], "'<a>' is there twice. Remove one"),
         ([" "], "is white space alone"),
         ([""], "model.add_tokens[0]: expected a text, got an empty text"),
+        (["<a>", "<|im_end|>"], "Write model.add_tokens: ['<a>', '<|im_end|>', '<|im_start|>'], which are then"),
     ],
 )
 def test_tokens_that_cannot_be_added_are_refused_by_check(texts, says, recipe_file, lorakit, tmp_path, plain_tokenizer):
     base = write_base(tmp_path / "base", plain_tokenizer, True, 0)
-    path = recipe_file(model={"base": str(base), "chat_template": "zephyr", "add_tokens": texts})
+    template = "chatml" if CHAT[1] in texts else "zephyr"
+    path = recipe_file(model={"base": str(base), "chat_template": template, "add_tokens": texts})
     code, _, err = lorakit("check", path)
     assert code == 2 and says in err
 
@@ -314,3 +329,21 @@ def test_two_processes_train_the_new_rows_as_one_does(sharding, tied, recipe_fil
     one, _ = run_recipe(path, tmp_path / "one")
     several, _ = train_on(2, path, tmp_path / "several", f"train.sharding={sharding}")
     assert_same_training(one, several)
+
+
+@pytest.mark.parametrize(
+    ("template", "marks", "words"),
+    [
+        ("chatml", CHAT, ["content", "assistant", "=="]),
+        ("phi-3", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], ["<|tool|>", "role"]),
+        ("chatml-tools", [*CHAT, "<tool_call>"], ["<call>", "functions"]),
+    ],
+)
+def test_only_marks_of_the_template_are_left_out_of_answers(template, marks, words, plain_tokenizer):
+    tokenizer = copy.deepcopy(plain_tokenizer)
+    tokenizer.chat_template = template_file(template).read_text()
+    ids = add_tokens(tokenizer, [*words, *marks], "base")
+    assert {text: tokenizer.decode([number], skip_special_tokens=True) for number, text in ids.items()} == {
+        **dict.fromkeys(marks, ""),
+        **{word: word for word in words},
+    }

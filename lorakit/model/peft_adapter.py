@@ -78,7 +78,7 @@ def continue_adapter(model: Any, folder: Path, dropout: float, new_rows: Sequenc
     """The model with a folder's adapter, to be trained on; UserError where it has none, or one of another model, or of
     other `new_rows` of the embeddings."""
     config = adapter_config(folder)
-    _refuse_other_rows(model, folder, config.trainable_token_indices or [], new_rows)
+    _refuse_other_rows(model, folder, config, new_rows)
     if refused := why_untrainable(folder):
         raise UserError(f"adapter.from: {refused[0]}. {refused[1]}")
     usual = LoraConfig()
@@ -101,15 +101,27 @@ def continue_adapter(model: Any, folder: Path, dropout: float, new_rows: Sequenc
     return _in_float32(loaded)
 
 
-def _refuse_other_rows(model: Any, folder: Path, indices: Any, new_rows: Sequence[int]) -> None:
+def _refuse_other_rows(model: Any, folder: Path, config: Any, new_rows: Sequence[int]) -> None:
+    indices = config.trainable_token_indices or []
     trained = {row for some in indices.values() for row in some} if isinstance(indices, dict) else {*indices}
     own = model.get_input_embeddings().weight.shape[0]
+    remedy = "Write model.add_tokens as the recipe of that training has it."
     if trained and max(trained) >= own:
         reason = f"{folder} trains rows of the embeddings up to {max(trained)}, and the base has {own:,}"
-        raise UserError(f"adapter.from: {reason}. Write model.add_tokens as the recipe of that training has it.")
-    if other := sorted({*new_rows} - trained):
+        raise UserError(f"adapter.from: {reason}. {remedy}")
+    other = sorted({*new_rows} - trained)
+    if other and not _trains_ends_whole(model, config.modules_to_save or []):
         reason = f"{folder} does not train row {other[0]} of the embeddings, which model.add_tokens adds"
-        raise UserError(f"adapter.from: {reason}. Leave model.add_tokens out. {_MERGE_FIRST}")
+        merge = "To add others, merge that adapter into its base, and give the merged model as model.base."
+        raise UserError(f"adapter.from: {reason}. {remedy} {merge}")
+
+
+def _trains_ends_whole(model: Any, names: Sequence[str]) -> bool:
+    """Whether the embeddings and the output head are among the modules of these names, all their rows with them."""
+    inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = [inputs] if head is None or head.weight is inputs.weight else [inputs, head]
+    paths = [path for path, module in model.named_modules() if any(module is end for end in ends)]
+    return all(any(f".{path}".endswith(f".{name}") for name in names) for path in paths)
 
 
 def rebuild_adapter(model: Any, settings: Adapter, targets: Targets | None, checkpoint: Path) -> Any:
