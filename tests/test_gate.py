@@ -61,7 +61,7 @@ def test_rows_that_one_of_the_two_was_trained_on_are_left_out(runs, command, tmp
     (gate,) = json.loads(out)["gates"]
     assert code == 1 and (gate["rows"], gate["left_out"]) == (20, 3)
     assert gate["scores"]["loss"]["rows"] == 20
-    assert "3 of 23 rows were trained on by weak (" in err and "are left out of --not-worse-than" in err
+    assert "3 of 23 rows were trained on by weak (" in err and "are left out of the comparison" in err
 
 
 def test_the_base_and_the_baseline_are_judged_by_nobody(runs, command, tiny_base):

@@ -159,6 +159,8 @@ def test_a_retraining_that_was_interrupted_goes_on_to_the_same_adapter(folder, c
     assert same(adapter_weights(Run(folder / "file" / "run-3")), whole)
     code, out, err = command("retrain", "file/run", "--data", "new.jsonl", *steps, "--resume", "-o", "whole", "--json")
     assert code == 0 and "the training has ended; the two are compared" in err and json.loads(out)["compared"]
+    code, out, err = command("retrain", "file/run", "--data", "new.jsonl", "--resume", "-o", "whole")
+    assert code == 2 and "whole: this run was started with another recipe:\n  - train.save_every: 1 then" in err
 
 
 def test_a_run_that_moved_finds_its_base_and_its_rows_by_content(made, tiny_base, tmp_path, command, monkeypatch):

@@ -83,6 +83,7 @@ def retrain(
     with on_devices(devices, lambda: _batch_size(run), lambda: "The same command with --resume goes on.", not dry_run):
         from lorakit.distributed.processes import is_first, on_first, together
         from lorakit.share.retrain import Retraining, describe_beginning, next_folder, refuse_folder
+        from lorakit.train.checkpoint import resumed_recipe
 
         progress = terminal_of_first(quiet)
         folder = on_first(lambda: output or next_folder(Run(run), resume))
@@ -95,6 +96,7 @@ def retrain(
             return
         facts: dict[str, Any] = {"run": str(folder)}
         if resume and on_first(lambda: is_whole(Run(folder), loaded)):
+            on_first(lambda: resumed_recipe(Run(folder), loaded))  # refuses what another retraining has trained
             progress.say(f"the training has ended; the two are compared: {folder}")
         else:
             facts = train_and_export(loaded, resume, False, as_json, progress)

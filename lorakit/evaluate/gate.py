@@ -238,5 +238,5 @@ def trained_rows(
             mask[[leak.row for leak in leaks]] = True
             some = ", ".join(str(rows[leak.row]["where"]) for leak in leaks[:3])
             what = f"{len(leaks):,} of {len(rows):,} rows were trained on by {model.name} ({some})"
-            progress.warn(f"{what}: they are left out of --not-worse-than")
+            progress.warn(f"{what}: they are left out of the comparison")
     return mask
