@@ -305,4 +305,5 @@ def test_a_batch_in_tokens_is_as_many_rows_as_hold_them_on_average():
     assert "train.batch_size: 16: they have 8,192 tokens (batch_tokens) at 500 a row" in "\n".join(map(str, choices))
     open_, choices = resolve_auto(wanted, GPU, SMOL)
     assert open_.train.batch_tokens == 8192 and "train.batch_size" not in [one.path for one in choices]
-    assert resolve_auto(wanted, GPU, SMOL, longest=1024, mean=1e9)[0].train.batch_size == 1
+    one = resolve_auto(recipe(train=Train(batch_tokens=8192, micro_batch=4)), GPU, SMOL, longest=1024, mean=1e9)[0]
+    assert (one.train.batch_size, one.train.micro_batch) == (1, 1)

@@ -81,6 +81,8 @@ def resolve_auto(
     if tokens := recipe.train.batch_tokens:
         rows_a_step = rows_per_step(recipe.train, mean or recipe.data.max_length)
         recipe = with_values(recipe, {_BATCH: rows_a_step})
+        if isinstance(recipe.train.micro_batch, int):  # a step may have fewer rows
+            recipe = with_values(recipe, {"train.micro_batch": min(recipe.train.micro_batch, rows_a_step)})
         if mean:
             choose(_BATCH, rows_a_step, f"they have {tokens:,} tokens (batch_tokens) at {mean:,.0f} a row on average")
     if info and info.stored:
