@@ -1,12 +1,15 @@
 """Prompting as a rival: the base with a system text and examples is scored on the same rows, and sees none of them."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 from eval_runs import make_run
 from recipe_files import SMALL, errors, loaded
 
 from lorakit.data.rows import IGNORED
+from lorakit.errors import UserError
 from lorakit.evaluate.models import Prompting, models_of_run
 from lorakit.evaluate.prompting import add_prompted_model, add_prompts, chosen_prompting
 from lorakit.evaluate.rendering import render_for_models
@@ -109,6 +112,47 @@ def test_the_rival_is_in_the_table_with_what_its_answers_cost(run, prepared):
 def test_more_examples_than_training_rows_are_refused(run, prepared, lorakit_eval):
     code, _, err = lorakit_eval(run.folder, "--few-shot", "50")
     assert code == 2 and "50 examples are asked for, and the training rows have" in err
+
+
+def test_a_training_row_that_is_scored_is_no_example(run, prepared, lorakit_eval, tmp_path):
+    model_set = add_prompted_model(models_of_run(run, prepared), Prompting(1, "similar"))
+    rows = (run.folder.parent / "train.jsonl").read_text().splitlines()
+    (tmp_path / "known.jsonl").write_text("\n".join(rows[:6]) + "\n")
+    plain, _ = render_for_models(model_set, tmp_path / "known.jsonl", Silent())
+    prompted = add_prompts(plain, model_set, tmp_path / "known.jsonl", Silent())[1]
+    for own, prompt in zip(plain[1].prompts, prompted.prompts, strict=True):
+        text = text_of(prompted, prompt)
+        assert text.count("<|im_start|>user") == 2 and text.count(text_of(plain[1], own)) == 1
+
+
+def test_every_turn_is_asked_after_the_same_examples(tmp_path, tiny_base):
+    rows = tmp_path / "talks.jsonl"
+    turns = [("user", "Tell me about apples, number {}."), ("assistant", "{}")] * 3
+    talks = [
+        {"messages": [{"role": role, "content": text.format(10 * at + n)} for n, (role, text) in enumerate(turns)]}
+        for at in range(20)
+    ]
+    rows.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    run = make_run(tmp_path / "talks", tiny_base, data={"train": str(rows), "eval": 0.3}, train={"steps": 1})
+    prepared = reopen_run(run.folder, Silent())[1]
+    model_set = add_prompted_model(models_of_run(run, prepared), Prompting(1))
+    plain, _ = render_for_models(model_set, None, Silent())
+    plain = [replace(plain[0], turns="all")] * 3
+    prompted = add_prompts(plain, model_set, None, Silent())[1]
+    assert prompted.references == plain[0].references and len(prompted.prompts) == 3 * len(prompted.rows)
+    for own, prompt in zip(plain[0].prompts, prompted.prompts, strict=True):
+        assert prompt[-len(own) :] == own and len(prompt) > len(own)
+
+
+def test_a_template_without_a_system_role_says_so(run, prepared, tmp_path):
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer = copy.deepcopy(prepared.tokenizer)
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    own = replace(prepared, tokenizer=tokenizer)
+    model_set = add_prompted_model(models_of_run(run, own), Prompting(system="Be brief."))
+    plain, _ = render_for_models(model_set, None, Silent())
+    with pytest.raises(UserError, match=r"refuses every such prompt: .*System role not supported"):
+        add_prompts(plain, model_set, None, Silent())
 
 
 def test_options_go_before_the_recipe_and_zero_switches_off(run, tmp_path, lorakit_eval):

@@ -4,6 +4,7 @@ Examples are rows of the training, as turns of user and assistant before the row
 rows, drawn by a seed, or for each row those whose questions are nearest to its own. Held-out rows are never among them.
 """
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +17,8 @@ import numpy as np
 from lorakit.amounts import counted, format_difference
 from lorakit.data.chat_prompts import answer_to, read_conversations
 from lorakit.data.chat_template.templated_row import TemplatedRow
-from lorakit.data.rows import IGNORED, Message
-from lorakit.errors import UserError
+from lorakit.data.rows import IGNORED, Message, RowError
+from lorakit.errors import UserError, first_line
 from lorakit.evaluate.forward import Answer
 from lorakit.evaluate.metric import Comparison, Measure, compare
 from lorakit.evaluate.models import Choice, EvalModelSpec, ModelSet, Prompting
@@ -150,21 +151,22 @@ def _prompted(
     template = row_template(rendered.tokenizer, spec.prepared, model_set.prepared)
     places = {rendered.rows[at]["where"] for at in rendered.with_answer}
     conversations = read_conversations(data_section(model_set, file)[0], template, places, progress)
-    questions = dict[int, tuple[TemplatedRow, int, Mapping[str, Any]]]()
-    for at, tokens, reference in zip(rendered.with_answer, rendered.prompts, rendered.references, strict=True):
+    questions, starts = dict[int, tuple[TemplatedRow, int, Mapping[str, Any]]](), dict[int, int]()
+    for (at, start), tokens, reference in zip(rendered.answers, rendered.prompts, rendered.references, strict=True):
         conversation = conversations.get(rendered.rows[at]["where"])
-        answer = answer_to(conversation, tokens, reference) if conversation else None
-        if conversation and answer:
-            questions[at] = conversation, *answer
+        if conversation and at not in starts:  # of several answers the prompt of the first begins those of the others
+            starts[at], answer = start, answer_to(conversation, tokens, reference)
+            if answer:
+                questions[at] = conversation, *answer
     if not questions:
         raise UserError(
             f"{spec.name}: none of the rows is a conversation, before which a system text or examples could stand. "
             "Leave --few-shot and --system-file out."
         )
-    shots = _shots(prompting, {at: row.messages[:end] for at, (row, end, _) in questions.items()}, model_set, progress)
-    if others := len(rendered.with_answer) - len(questions):
+    shots = _shots(prompting, questions, model_set, progress)
+    if others := len({*rendered.with_answer}) - len(questions):
         progress.warn(f"{spec.name}: {others:,} rows are asked as they are: they are not conversations")
-    rows = list(rendered.rows)
+    rows, refused = list(rendered.rows), list[RowError]()
     for at, (row, end, variables) in questions.items():
         own = list(row.messages[:end])
         system = own[:1] if own[0]["role"] == "system" else []
@@ -172,22 +174,36 @@ def _prompted(
             system = [{"role": "system", "content": prompting.system}]
         messages = [*system, *shots[at], *(message for message in own if message["role"] != "system")]
         longer = replace(row, messages=[*messages, row.messages[end]], inserted=0, _written={})
-        text = longer.write(len(messages), ask=True, variables=variables or None)
-        rows[at] = _with_prompt(rows[at], list(rendered.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        try:
+            text = longer.write(len(messages), ask=True, variables=variables or None)
+        except RowError as error:
+            refused.append(error)
+            continue
+        prompt = list(rendered.tokenizer(text, add_special_tokens=False)["input_ids"])
+        rows[at] = _with_prompt(rows[at], starts[at], prompt)
+    if len(refused) == len(questions):
+        raise UserError(f"{spec.name}: the chat template refuses every such prompt: {first_line(refused[0])}.")
+    if refused:
+        what = f"the chat template refuses a longer prompt ({first_line(refused[0])})"
+        progress.warn(f"{spec.name}: {len(refused):,} rows are asked as they are: {what}")
     return replace(rendered, rows=rows)
 
 
-def _with_prompt(row: Mapping[str, Any], prompt: list[int]) -> dict[str, Any]:
-    answer = row["answer"]
-    tail, labels = list(row["input_ids"][answer:]), list(row["labels"][answer:])
-    ids = {"input_ids": prompt + tail, "labels": [IGNORED] * len(prompt) + labels, "answer": len(prompt)}
-    return {**row, **ids}
+def _with_prompt(row: Mapping[str, Any], start: int, prompt: list[int]) -> dict[str, Any]:
+    """A row with another prompt before the answer that begins at `start`."""
+    tail, labels = list(row["input_ids"][start:]), list(row["labels"][start:])
+    ids = {"input_ids": prompt + tail, "labels": [IGNORED] * len(prompt) + labels}
+    return {**row, **ids, "answer": row["answer"] - start + len(prompt)}
 
 
 def _shots(
-    prompting: Prompting, questions: Mapping[int, Sequence[Message]], model_set: ModelSet, progress: Progress
+    prompting: Prompting,
+    questions: Mapping[int, tuple[TemplatedRow, int, Mapping[str, Any]]],
+    model_set: ModelSet,
+    progress: Progress,
 ) -> dict[int, list[Message]]:
-    """The examples before each of some questions, as messages, by the question's number."""
+    """The examples before each of some questions, as messages, by the question's number. A training row that is scored
+    too is none: it would tell its own answer."""
     if not prompting.few_shot:
         return {at: [] for at in questions}
     prepared = model_set.prepared
@@ -199,18 +215,21 @@ def _shots(
     template = row_template(prepared.tokenizer, prepared, prepared)
     places = {row["where"] for row in train.rows}
     pool = list(read_conversations(section.model_copy(update={"eval": None}), template, places, progress).values())
+    scored = {json.dumps(_turns(row)) for row, _, _ in questions.values()}
     pool = [row for row in pool if row.messages and row.messages[-1]["role"] == "assistant"]
+    pool = [row for row in pool if json.dumps(_turns(row)) not in scored]
     if len(pool) < prompting.few_shot:
         raise UserError(
             f"--few-shot: {prompting.few_shot} examples are asked for, and the training rows have "
-            f"{counted(len(pool), 'conversation')}. Ask for fewer."
+            f"{counted(len(pool), 'conversation')} beside those that are scored. Ask for fewer."
         )
     turns = [_turns(row) for row in pool]
     if prompting.choose == "seed":
         drawn = random.Random(prompting.seed).sample(range(len(pool)), prompting.few_shot)
         same = [message for number in drawn for message in turns[number]]
         return dict.fromkeys(questions, same)
-    nearest = _nearest([_text(row.messages[:-1]) for row in pool], map(_text, questions.values()), prompting.few_shot)
+    texts = (_text(row.messages[:end]) for row, end, _ in questions.values())
+    nearest = _nearest([_text(row.messages[:-1]) for row in pool], texts, prompting.few_shot)
     # The nearest one stands last, beside the question.
     return {
         at: [message for number in reversed(numbers) for message in turns[number]]

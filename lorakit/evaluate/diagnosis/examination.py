@@ -138,11 +138,14 @@ def trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
 def diagnose_models(
     evaluation: "Evaluation", examination: Examination | None, file: Path | GivenRows | None, progress: Progress
 ) -> dict[str, list[Finding]]:
-    """The findings about each model but the base, by its name; a leak is about the rows, under the name `data`. Without
-    an examination they are those of answers and held-out losses. `file`: of the rows, if they are not the run's."""
+    """The findings about each model but the base, prompted or not, by its name; a leak is about the rows, under the name
+    `data`. Without an examination they are those of answers and held-out losses. `file`: of the rows, if they are not
+    the run's."""
     base = next((model for model in evaluation.models if model.spec.kind == "base"), None)
     findings, indexes = _drift_findings(evaluation, base), dict[int, copying.SpanIndex | None]()
     for model in evaluation.models:
+        if model.spec.prompting is not None:  # the base, which nothing was trained from
+            continue
         of_model = []
         if model is not base and model.answers:
             trained = trained_from(model.spec, evaluation.model_set)
