@@ -83,6 +83,26 @@ def test_a_run_that_was_not_scored_or_is_cut_short_has_a_page(scored, tmp_path, 
     assert lorakit("report", run.folder)[0] == 0  # and replaces its own page
 
 
+def test_what_is_damaged_is_said_and_the_rest_shown(scored, tmp_path, lorakit):
+    run = Run(tmp_path / "run")
+    shutil.copytree(scored.folder, run.folder)
+    manifest = scored.read_manifest()
+    manifest["data"]["train"]["read"] = "many"
+    run.write_manifest(manifest)
+    document = next(run.evaluations.glob("*.json"))
+    edit_json(document, findings={"adapter": [1]})
+    (run.evaluations / "29991231T000000.json").write_text("{")
+    with run.log.open("a") as log:
+        log.write('{"step": 7, "loss": NaN, "eval_loss": 1e999, "grad_norm": 1%s}\n' % ("0" * 400))
+    code, _, err = lorakit("report", run.folder)
+    assert code == 0, err
+    page = run.report.read_text()
+    for part in ("data, in manifest.json", f"findings, in {document.name}", "29991231T000000.json: these scores"):
+        assert f"Damaged, and not shown</strong>: {part}" in page or part in page
+    assert "json-valid" in page and "held-out loss" in page and "nan" not in page.partition("</style>")[2]
+    assert lorakit("watch", run.folder)[0] == 0
+
+
 def test_eval_and_train_write_the_page(tmp_path, tiny_base, lorakit):
     run = make_run(tmp_path, tiny_base)
     assert not run.report.exists()

@@ -1,9 +1,9 @@
 """What a run's log says step by step, and how a long line is thinned to what a page can show. Without torch."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from lorakit.run_dir import Run
 
@@ -13,6 +13,8 @@ Points = tuple[tuple[float, float], ...]
 FEW = 50
 """Points up to which a line is not averaged."""
 _SMOOTHED = 25  # an average reaches back over this part of the run
+_BEYOND = 1e100
+"""No training measures more; an axis could not show it, nor a number that is none."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ def read_curves(run: Run) -> Curves:
         values = {}
         for line in lines:
             step, value = line.get("step"), line.get(key)
-            if isinstance(step, int) and isinstance(value, int | float) and math.isfinite(value):
+            if _is_step(step) and isinstance(value, int | float) and abs(value) < _BEYOND:
                 values[float(step)] = float(value)
         return tuple(sorted(values.items()))
 
-    ran_out = sorted({line["step"] for line in lines if "out_of_memory" in line and isinstance(line.get("step"), int)})
+    ran_out = sorted({line["step"] for line in lines if "out_of_memory" in line and _is_step(line.get("step"))})
     return Curves(
         points("loss"),
         points("eval_loss"),
@@ -48,6 +50,10 @@ def read_curves(run: Run) -> Curves:
         points("trained_tokens_per_second"),
         tuple(ran_out),
     )
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < _BEYOND
 
 
 def smooth(points: Points) -> Points:

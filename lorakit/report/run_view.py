@@ -1,12 +1,13 @@
 """One run as a page shows it, from its folder alone. Without torch, and without the rows that it was trained on."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorakit.amounts import counted, decimal_bytes, duration, percent
+from lorakit.errors import first_line
 from lorakit.evaluate.diagnosis.finding import format_number
 from lorakit.report.chart import Chart, Line, draw
 from lorakit.report.curves import FEW, Curves, averaged, read_curves, smooth
@@ -22,6 +23,8 @@ from lorakit.run_dir import Run
 from lorakit.share.diff_side import flatten
 from lorakit.share.runs import RunSummary, short_base, summarize_run
 from lorakit.share.scores import StoredScores, find_scores, value_at
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class RunView:
     settings: tuple[Setting, ...]
     versions: tuple[tuple[str, str], ...]
     command: str
+    damaged: tuple[str, ...]
 
     @property
     def has_marks(self) -> bool:
@@ -142,7 +146,20 @@ def read_run(folder: Path) -> RunFiles:
 def view_run(files: RunFiles, identifier: str, most_rows: int) -> RunView:
     """One run as a page shows it, with at most so many rows' answers."""
     run, manifest, summary, curves, scores = files.run, files.manifest, files.summary, files.curves, files.scores
-    rows, answered, unanswered = answered_rows(scores, most_rows) if scores else ((), 0, "")
+    damaged = list(summary.notes)
+
+    def part(name: str, made: Callable[[], Iterable[_Item]]) -> tuple[_Item, ...]:
+        """A part of the page, or nothing where its file holds what lorakit does not write there: the page says so."""
+        try:
+            return tuple(made())
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            damaged.append(f"{name} ({first_line(error)})")
+            return ()
+
+    def scored(name: str, made: Callable[[StoredScores], Iterable[_Item]]) -> tuple[_Item, ...]:
+        return part(f"{name}, in {scores.path.name}", lambda: made(scores)) if scores else ()
+
+    rows, answered, unanswered = next(iter(scored("answers", lambda of: [answered_rows(of, most_rows)])), ((), 0, ""))
     return RunView(
         identifier,
         summary.recipe or run.folder.resolve().name,
@@ -151,25 +168,26 @@ def view_run(files: RunFiles, identifier: str, most_rows: int) -> RunView:
         summary.date[:16].replace("T", " "),
         summary.state,
         summary.reason or "",
-        tuple(_facts(files)),
-        tuple(_charts(files)),
+        part("figures", lambda: _facts(files)),
+        part("curves", lambda: _charts(files)),
         tuple((int(step), f"{value:.4f}") for step, value in curves.held_out),
         curves.memory_ran_out,
-        tuple(_rows_views(manifest)),
-        tuple(_samples(run)),
+        part("data, in manifest.json", lambda: _rows_views(manifest)),
+        part("samples.jsonl", lambda: _samples(run)),
         f"{scores.date[:16].replace('T', ' ')} UTC, {_rows_scored(scores)}" if scores else "",
         tuple(scores.document["models"]) if scores else (),
-        score_parts(scores) if scores else (),
-        tuple(_costs(scores)) if scores else (),
-        tuple(_prompting(scores)) if scores else (),
-        tuple(_findings(scores)) if scores else (),
-        confusion_matrices(scores) if scores else (),
+        scored("scores", score_parts),
+        scored("costs", _costs),
+        scored("prompting", _prompting),
+        scored("findings", _findings),
+        scored("confusion matrices", confusion_matrices),
         rows,
         answered,
         unanswered,
-        tuple(_settings(manifest)),
+        part("recipe, in manifest.json", lambda: _settings(manifest)),
         tuple((str(name), str(version)) for name, version in _mapping(manifest.get("versions")).items()),
         f"lorakit eval {run.folder}",
+        tuple(damaged),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorakit.amounts import format_difference, percent
 from lorakit.atomic_io import read_json_object
-from lorakit.errors import UserError
+from lorakit.errors import UserError, first_line
 from lorakit.report.chart import Chart, Line, draw
 from lorakit.run_dir import RANKING, SWEEP, Run
 
@@ -51,8 +51,18 @@ def read_sweep(folder: Path) -> tuple[SweepView, list[Path]]:
     """A sweep, and the folders of the runs that the page shows in full, the best first. UserError where nothing was
     ranked yet."""
     facts = read_json_object(folder / RANKING)
-    if facts is None:
-        raise UserError(f"{folder}: the sweep has no {RANKING} yet. lorakit sweep writes it when it ends.")
+    if facts is not None:
+        try:
+            return _view(folder, facts)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, OSError) as error:
+            remedy = "lorakit sweep FILE --rank writes it anew."
+            raise UserError(f"{folder / RANKING}: damaged: {first_line(error)}. {remedy}") from error
+    if (folder / RANKING).exists():
+        raise UserError(f"{folder / RANKING}: damaged. lorakit sweep FILE --rank writes it anew.")
+    raise UserError(f"{folder}: the sweep has no {RANKING} yet. lorakit sweep writes it when it ends.")
+
+
+def _view(folder: Path, facts: dict[str, Any]) -> tuple[SweepView, list[Path]]:
     trials = [one for one in facts.get("trials") or [] if isinstance(one, dict)]
     recommended = json.dumps(facts.get("recommended"), sort_keys=True)
     states = [str(one.get("state")) for one in trials]

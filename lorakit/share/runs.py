@@ -14,6 +14,7 @@ from lorakit.share.scores import find_scores, value_at
 
 _DEPTH = 5  # runs/sweep/trial lies two below runs/
 _MOST_FOLDERS = 20_000
+_BEYOND = 1e100  # no loss is: neither is one that is not a number
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def _score(run: Run, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_loss(line: dict[str, Any]) -> bool:
-    return isinstance(line.get("step"), int) and isinstance(line.get("eval_loss"), int | float)
+    loss = line.get("eval_loss")
+    return isinstance(line.get("step"), int) and isinstance(loss, int | float) and abs(loss) < _BEYOND
 
 
 def _of_type(value: Any, kind: Any) -> Any:

@@ -13,6 +13,7 @@ from lorakit.registry import METRICS
 from lorakit.share.scores import StoredScores, value_at
 
 _ROW = ("task", "prompt", "reference")  # what makes two lines the same row
+_BEYOND = 1e100  # no score adds up to it
 _OF_LOSSES = ("loss", "perplexity", "loss-per-character")
 
 
@@ -100,6 +101,10 @@ def stored_measure(name: str, scores: StoredScores, lines: Sequence[dict[str, An
     """A score as what each row adds to it; None where the rows do not say so, or its metric is not installed."""
     metric, rows = name.split(".")[0], [value_at(line, "sums", scores.model, name) for line in lines]
     if not rows or not all(isinstance(row, list) and row and len(row) == len(rows[0]) for row in rows):
+        return None
+    if not all(
+        isinstance(value, int | float) and abs(value) < _BEYOND for row in rows for value in row if value == value
+    ):
         return None
     values = np.nan_to_num(np.array(rows, dtype=float))
     if name in _OF_LOSSES:

@@ -138,7 +138,7 @@ def trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
 def diagnose_models(
     evaluation: "Evaluation", examination: Examination | None, file: Path | GivenRows | None, progress: Progress
 ) -> dict[str, list[Finding]]:
-    """The findings about each model but the base, prompted or not, by its name; a leak is about the rows, under the name
+    """The findings about each model but the base, prompted or not, by its name; a leak is about the rows, named
     `data`. Without an examination they are those of answers and held-out losses. `file`: of the rows, if they are not
     the run's."""
     base = next((model for model in evaluation.models if model.spec.kind == "base"), None)
