@@ -182,13 +182,16 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
 
 
 def tracked_config(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What trackers are told of a run before its first step: the resolved recipe, and what its card says besides."""
-    base, data = manifest["base"], manifest["data"]
-    facts = {name: manifest[name] for name in ("versions", "machine", "parameters", "steps")}
-    facts["base"] = {name: base[name] for name in ("origin", "commit", "quantization")}
+    """What trackers are told of a run before its first step: the resolved recipe, and what its card says besides. The
+    manifest of an older run may lack some of it."""
+
+    def some(section: Any, *names: str) -> dict[str, Any]:
+        return {name: section[name] for name in names if section and name in section}
+
+    facts = some(manifest, "versions", "machine", "parameters", "steps")
+    facts["base"] = some(manifest["base"], "origin", "commit", "quantization")
     for side in ("train", "eval"):
-        rows = data[side] or {}
-        facts[f"{side}_rows"] = {name: rows[name] for name in ("kept", "trained_tokens") if name in rows}
+        facts[f"{side}_rows"] = some(manifest["data"].get(side), "kept", "trained_tokens")
     return manifest["recipe"] | {"run": facts}
 
 

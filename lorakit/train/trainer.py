@@ -181,6 +181,7 @@ class SupervisedTrainer(SFTTrainer):
         """Add a line to the run's log, which the trackers get with the most memory that was taken so far."""
         if is_first():
             self.run.log_line(figures)
+        if self.tracking.following:
             self.tracking.log(figures | {"peak_memory": run_peak(self.runner.device)})
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
