@@ -248,6 +248,14 @@ def test_an_adapter_with_whole_embeddings_is_trained_further(recipe_file, tmp_pa
     assert not any(torch.equal(before[name][400:], after[name][400:]) for name in ends)
 
 
+def test_tokens_that_would_be_written_as_other_texts_are_refused(plain_tokenizer):
+    tokenizer = copy.deepcopy(plain_tokenizer)
+    (number,) = add_tokens(copy.deepcopy(tokenizer), [" Zürich"], "base")
+    with pytest.raises(UserError, match=r"'aZürichb' as 'aZ\ufffdrichb'\. Write 'Zürich' with a space before it"):
+        add_tokens(tokenizer, ["<a>", "Zürich"], "base")
+    assert number == len(plain_tokenizer)
+
+
 @pytest.mark.parametrize(
     ("texts", "says"),
     [

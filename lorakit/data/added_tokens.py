@@ -24,8 +24,8 @@ def check_added_tokens(texts: Sequence[str], base: str, has_token: Callable[[str
 
 def add_tokens(tokenizer: Any, texts: Sequence[str], base: str) -> dict[int, str]:
     """Give a tokenizer of transformers tokens that its vocabulary lacks, and return them by their ids. The marks that
-    its chat template writes are special: decoding leaves them out of an answer. UserError where it has one already, or
-    does not read one of them as a token of its own."""
+    its chat template writes are special: decoding leaves them out of an answer. UserError where it has one already,
+    does not read one of them as a token of its own, or does not write it as that text."""
     from tokenizers import AddedToken
 
     check_added_tokens(texts, base, lambda text: is_single_token(tokenizer, text))
@@ -42,7 +42,24 @@ def add_tokens(tokenizer: Any, texts: Sequence[str], base: str) -> dict[int, str
         made = tokenizer.convert_ids_to_tokens(tokenizer(unread[0], add_special_tokens=False)["input_ids"])
         reason = f"the tokenizer of {base} reads {unread[0]!r} as {' '.join(map(repr, made))}, not as one token"
         raise UserError(f"model.add_tokens: {reason}. Write another text.")
+    if unwritten := next((text for text in texts if not _is_written_back(tokenizer, text)), None):
+        tokenizer.add_tokens([AddedToken(f" {unwritten}", normalized=False)])
+        spaced = f"{unwritten!r} with a space before it, or " if _is_written_back(tokenizer, f" {unwritten}") else ""
+        written = f"an answer 'a{unwritten}b' as {_write_back(tokenizer, unwritten)!r}"
+        reason = f"the tokenizer of {base} reads {unwritten!r} as one token, and writes {written}"
+        raise UserError(f"model.add_tokens: {reason}. Write {spaced}another text.")
     return {tokenizer.convert_tokens_to_ids(text): text for text in texts}
+
+
+def _is_written_back(tokenizer: Any, text: str) -> bool:
+    """Whether decoding brings a token back as its text. Byte-level tokenizers take letters such as the u with dots for
+    bytes where a token has no others (tokenizers, pre_tokenizers/byte_level.rs)."""
+    return text in _write_back(tokenizer, text)
+
+
+def _write_back(tokenizer: Any, text: str) -> str:
+    """What the tokenizer makes of a text between two letters, decoded."""
+    return str(tokenizer.decode(tokenizer(f"a{text}b", add_special_tokens=False)["input_ids"]))
 
 
 def _template_texts(tokenizer: Any) -> str:
