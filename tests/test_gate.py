@@ -95,6 +95,11 @@ def test_other_held_out_rows_of_the_reference_are_said(runs, command, tiny_base,
         (["--not-worse-than", "WEAK", "--on", "loss=much"], "Write for example json-valid, or json-valid=2%"),
         (["--not-worse-than", "WEAK", "--on", "loss=-1"], "by how much a score may be worse is 0 or more. Write loss"),
         (
+            ["--not-worse-than", "WEAK", "--on", "json-valid=2"],
+            "so nothing would fail. Write for example json-valid=2%",
+        ),
+        (["--fail-under", "json-valid=80"], "json-valid=80: this score is a share, and 1 is 100%"),
+        (
             ["--not-worse-than", "WEAK", "--on", "json-valid.x"],
             "'json-valid.x' is not compared here. Write some of loss",
         ),

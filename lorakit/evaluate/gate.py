@@ -24,6 +24,7 @@ from lorakit.progress import Progress
 from lorakit.recipe.fields import entry_name
 from lorakit.run_dir import Run
 
+_OF_SHARES = "this score is a share, and 1 is 100%"
 _LOSSES = ("loss", "perplexity", "loss-per-character")
 Limits = list[tuple[str, float]]
 """Scores and a number for each: the worst that it may be, or by how much it may be worse."""
@@ -130,6 +131,8 @@ def find_failures(evaluation: Evaluation, thresholds: Limits, reference: ModelRe
             if model in without:
                 continue
             measure = by_model[model.name][name].measure
+            if measure.unit == "share" and abs(worst) > 1:
+                raise UserError(f"--fail-under: {name}={worst:g}: {_OF_SHARES}. Write for example {name}=80%.")
             value, above = measure.value, measure.higher is False
             if math.isnan(value) or (value > worst if above else value < worst):
                 side = "above" if above else "under"
@@ -176,7 +179,7 @@ def judge_rows(
     scores = [
         JudgedScore(name, compared[name], measures[name], margin)
         for name, margin in limits or _main_scores(compared, measures, evaluation)
-        if _can_be_worse(name, compared, measures)
+        if _can_be_worse(name, margin, compared, measures)
     ]
     left_out = int((some & trained).sum())
     return Gate(model.name, reference.name, int(rows.sum()), left_out, tuple(scores), name)
@@ -194,12 +197,15 @@ def _main_scores(compared: dict[str, Comparison], measures: dict[str, Measure], 
     return [(name, 0.0) for name in names]
 
 
-def _can_be_worse(name: str, compared: dict[str, Comparison], measures: dict[str, Measure]) -> bool:
-    """Whether a score can be judged: UserError where it is none of both models, or neither more nor less is better."""
+def _can_be_worse(name: str, margin: float, compared: dict[str, Comparison], measures: dict[str, Measure]) -> bool:
+    """Whether a score can be judged: UserError where it is none of both models, neither more nor less is better, or
+    nothing would be worse by more than the margin."""
     if name not in compared:
         raise UserError(f"--on: {name!r} is not compared here. Write some of {', '.join(compared)}.")
     if measures[name].higher is None:
         raise UserError(f"--on: {name!r} has no better and no worse. Write another score.")
+    if measures[name].unit == "share" and margin >= 1:
+        raise UserError(f"--on: {name}={margin:g}: {_OF_SHARES}, so nothing would fail. Write for example {name}=2%.")
     return True
 
 
