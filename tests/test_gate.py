@@ -98,6 +98,7 @@ def test_other_held_out_rows_of_the_reference_are_said(runs, command, tiny_base,
             ["--not-worse-than", "WEAK", "--on", "json-valid=2"],
             "so nothing would fail. Write for example json-valid=2%",
         ),
+        (["--metrics", "bleu", "--fail-under", "bleu=30%"], "this score is in points, of 100. Write bleu=30."),
         (["--fail-under", "json-valid=80"], "json-valid=80: this score is a share, and 1 is 100%"),
         (
             ["--not-worse-than", "WEAK", "--on", "json-valid.x"],

@@ -22,6 +22,7 @@ from lorakit.model.endpoint import shown_address
 from lorakit.prepare import GivenRows
 from lorakit.progress import Progress
 from lorakit.recipe.fields import entry_name
+from lorakit.registry import METRICS, Unit
 from lorakit.run_dir import Run
 
 _OF_SHARES = "this score is a share, and 1 is 100%"
@@ -99,8 +100,17 @@ def parse_limits(option: str, written: Iterable[str], metrics: Sequence[Any], op
             raise UserError(f"{option}: {name!r} is not measured. Write one of {', '.join(measured)}.")
         if optional and number < 0:
             raise UserError(f"{option}: {text!r}: by how much a score may be worse is 0 or more. Write {name}.")
+        if value.endswith("%") and name not in _LOSSES and _unit_of(name) == "points":
+            points = value.removesuffix("%").strip()
+            raise UserError(f"{option}: {text!r}: this score is in points, of 100. Write {name}={points}.")
         limits.append((name, number))
     return limits
+
+
+def _unit_of(score: str) -> Unit | None:
+    """The unit of a metric's scores; None of what is no metric's name."""
+    metric = score.partition(".")[0]
+    return METRICS[metric].unit if metric in METRICS.names() else None
 
 
 def find_reference(model_set: ModelSet, given: str) -> int:
