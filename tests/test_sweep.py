@@ -330,6 +330,11 @@ def test_a_range_test_suggests_rates_between_the_steepest_fall_and_the_turn():
     result = read_rate_test(list(zip(rates, losses, strict=True)))
     assert 3e-5 <= result.suggested[0] <= 3e-4 and result.suggested[-1] <= 3e-3
     assert list(result.suggested) == sorted(result.suggested)
+    assert result.in_words().endswith("where it turns") and f"around {result.steepest:.2g}" in result.in_words()
+    falling = read_rate_test([(rate, 3 - step / 50) for step, rate in enumerate(rates)])
+    assert falling.in_words().endswith("the highest rate tried: try --to with a higher one")
+    with pytest.raises(LorakitError, match="not one loss was a number"):
+        read_rate_test([])
     flat = read_rate_test([(rate, 2.0) for rate in rates])
     assert flat.suggested == () and "no rate" in flat.in_words()
 

@@ -24,12 +24,14 @@ _LEAST_FALL = 0.02  # of the loss at the start
 
 @dataclass(frozen=True)
 class RateTest:
-    """The loss of each step at its learning rate. `suggested`: three rates to compare, none where no rate helped."""
+    """The loss of each step at its learning rate. `steepest`: where it falls most; `suggested`: up to three rates
+    to compare, none where no rate helped."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     smoothed: tuple[float, ...]
     suggested: tuple[float, ...]
+    steepest: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         points = [{"learning_rate": rate, "loss": loss} for rate, loss in zip(self.rates, self.losses, strict=True)]
@@ -38,8 +40,11 @@ class RateTest:
     def in_words(self) -> str:
         if not self.suggested:
             return "no rate between these made the loss fall: look at the rows, or try --to with a higher rate"
-        lowest = self.rates[int(np.argmin(self.smoothed))]
-        return f"the loss falls most around {self.suggested[0]:g} and is lowest at {lowest:.2g}, where it turns"
+        at = int(np.argmin(self.smoothed))
+        turns = (
+            ", the highest rate tried: try --to with a higher one" if at == len(self.rates) - 1 else ", where it turns"
+        )
+        return f"the loss falls most around {self.steepest:.2g} and is lowest at {self.rates[at]:.2g}{turns}"
 
 
 def run_rate_test(recipe: Recipe, low: float, high: float, steps: int, progress: Progress) -> RateTest:
@@ -68,17 +73,22 @@ def run_rate_test(recipe: Recipe, low: float, high: float, steps: int, progress:
 def read_rate_test(losses: list[tuple[float, float]]) -> RateTest:
     """What rates with their losses, in the order of the steps, suggest: from where the loss falls most steeply to a
     third of where it is lowest."""
+    if not losses:
+        raise LorakitError("not one loss was a number: the rates are too high from the first. Write a lower --from.")
     rates, values = (np.array(column) for column in zip(*losses, strict=True))
     smoothed = gaussian_filter1d(values, _SMOOTHED, mode="nearest")
     lowest = int(np.argmin(smoothed))
     has_fallen = smoothed[0] - smoothed[lowest] > _LEAST_FALL * abs(smoothed[0])
     suggested: tuple[float, ...] = ()
+    steep: float | None = None
     if has_fallen and lowest > 1:
         steepest = int(np.argmin(np.gradient(smoothed[: lowest + 1])))
+        steep = float(rates[steepest])
         ends = sorted((math.log(rates[steepest]), math.log(rates[lowest] / 3)))
         places = (ends[0], (ends[0] + ends[1]) / 2, ends[1])
         suggested = tuple(dict.fromkeys(float(f"{math.exp(place):.1g}") for place in places))
-    return RateTest(tuple(map(float, rates)), tuple(map(float, values)), tuple(map(float, smoothed)), suggested)
+    each = tuple(map(float, rates)), tuple(map(float, values)), tuple(map(float, smoothed))
+    return RateTest(*each, suggested, steep)
 
 
 def _is_finite(line: dict[str, Any]) -> bool:
