@@ -44,7 +44,7 @@ def report(
     from lorakit.run_dir import Run
 
     page = output or (Run(runs[0]).report if len(runs) == 1 else Path("report.html"))
-    facts = write_report(list(dict.fromkeys(runs)), page, rows)
+    facts = write_report(list({run.resolve(): run for run in reversed(runs)}.values())[::-1], page, rows)
     if as_json:
         console.result_json(facts)
     else:
