@@ -137,8 +137,11 @@ def test_every_turn_is_asked_after_the_same_examples(tmp_path, tiny_base):
     prepared = reopen_run(run.folder, Silent())[1]
     model_set = add_prompted_model(models_of_run(run, prepared), Prompting(1))
     plain, _ = render_for_models(model_set, None, Silent())
-    plain = [replace(plain[0], turns="all")] * 3
+    (last,) = {id(one): one for one in plain}.values()
+    after_last = add_prompts(plain, model_set, None, Silent())[1]
+    plain = [replace(last, turns="all")] * 3
     prompted = add_prompts(plain, model_set, None, Silent())[1]
+    assert prompted.rows == after_last.rows  # the loss is of the same turns
     assert prompted.references == plain[0].references and len(prompted.prompts) == 3 * len(prompted.rows)
     for own, prompt in zip(plain[0].prompts, prompted.prompts, strict=True):
         assert prompt[-len(own) :] == own and len(prompt) > len(own)

@@ -22,7 +22,7 @@ from lorakit.errors import UserError, first_line
 from lorakit.evaluate.forward import Answer
 from lorakit.evaluate.metric import Comparison, Measure, compare
 from lorakit.evaluate.models import Choice, EvalModelSpec, ModelSet, Prompting
-from lorakit.evaluate.rendering import RenderedRows, data_section, row_template
+from lorakit.evaluate.rendering import RenderedRows, Turns, data_section, row_template
 from lorakit.prepare import GivenRows
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Baselines, Recipe
@@ -152,7 +152,8 @@ def _prompted(
     places = {rendered.rows[at]["where"] for at in rendered.with_answer}
     conversations = read_conversations(data_section(model_set, file)[0], template, places, progress)
     questions, starts = dict[int, tuple[TemplatedRow, int, Mapping[str, Any]]](), dict[int, int]()
-    for (at, start), tokens, reference in zip(rendered.answers, rendered.prompts, rendered.references, strict=True):
+    every = replace(rendered, turns="all")  # the loss is of all trained turns, whichever of them are generated
+    for (at, start), tokens, reference in zip(every.answers, every.prompts, every.references, strict=True):
         conversation = conversations.get(rendered.rows[at]["where"])
         if conversation and at not in starts:  # of several answers the prompt of the first begins those of the others
             starts[at], answer = start, answer_to(conversation, tokens, reference)
@@ -163,7 +164,7 @@ def _prompted(
             f"{spec.name}: none of the rows is a conversation, before which a system text or examples could stand. "
             "Leave --few-shot and --system-file out."
         )
-    shots = _shots(prompting, questions, model_set, progress)
+    shots = _shots(prompting, questions, rendered.turns, model_set, progress)
     if others := len({*rendered.with_answer}) - len(questions):
         progress.warn(f"{spec.name}: {others:,} rows are asked as they are: they are not conversations")
     rows, refused = list(rendered.rows), list[RowError]()
@@ -199,6 +200,7 @@ def _with_prompt(row: Mapping[str, Any], start: int, prompt: list[int]) -> dict[
 def _shots(
     prompting: Prompting,
     questions: Mapping[int, tuple[TemplatedRow, int, Mapping[str, Any]]],
+    turns: Turns,
     model_set: ModelSet,
     progress: Progress,
 ) -> dict[int, list[Message]]:
@@ -223,18 +225,23 @@ def _shots(
             f"--few-shot: {prompting.few_shot} examples are asked for, and the training rows have "
             f"{counted(len(pool), 'conversation')} beside those that are scored. Ask for fewer."
         )
-    turns = [_turns(row) for row in pool]
+    shown = [_turns(row) for row in pool]
     if prompting.choose == "seed":
         drawn = random.Random(prompting.seed).sample(range(len(pool)), prompting.few_shot)
-        same = [message for number in drawn for message in turns[number]]
+        same = [message for number in drawn for message in shown[number]]
         return dict.fromkeys(questions, same)
-    texts = (_text(row.messages[:end]) for row, end, _ in questions.values())
+    ends = (end if turns == "all" else _last_answer(row) for row, end, _ in questions.values())
+    texts = (_text(row.messages[:end]) for (row, _, _), end in zip(questions.values(), ends, strict=True))
     nearest = _nearest([_text(row.messages[:-1]) for row in pool], texts, prompting.few_shot)
     # The nearest one stands last, beside the question.
     return {
-        at: [message for number in reversed(numbers) for message in turns[number]]
+        at: [message for number in reversed(numbers) for message in shown[number]]
         for at, numbers in zip(questions, nearest, strict=True)
     }
+
+
+def _last_answer(row: TemplatedRow) -> int:
+    return max(at for at, message in enumerate(row.messages) if message["role"] == "assistant")
 
 
 def _turns(row: TemplatedRow) -> list[Message]:

@@ -300,9 +300,8 @@ def score_models(
 def _refuse_single_turns(model_set: ModelSet) -> None:
     """What is asked for a row's last answer alone cannot be compared on all of them."""
     for spec in model_set.specs:
-        if spec.endpoint or spec.prompting:
-            what = "a server" if spec.endpoint else "a model with a better prompt"
-            reason = f"{what} is asked for the last answer of a row alone"
+        if spec.endpoint:
+            reason = "a server is asked for the last answer of a row alone"
             raise UserError(f"evaluate.turns: all: {spec.name}: {reason}. Write --turns last.")
 
 
