@@ -280,3 +280,37 @@ def test_overwriting_deletes_what_trackers_wrote_and_nothing_else(recipe_file, t
     assert lorakit("train", path, "--output", run.folder, "--overwrite", "--quiet")[0] == 0
     left = {path.relative_to(run.tracking).as_posix() for path in run.tracking.rglob("*")}
     assert left == {"mine.txt", "notes", "notes/mine.txt"}
+
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+OF_AXOLOTL = {
+    "base_model": BASE,
+    "datasets": [{"path": "train.jsonl", "type": "chat_template"}],
+    "adapter": "lora",
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "lora_target_linear": True,
+    "learning_rate": 2e-4,
+    "wandb_project": "support",
+    "wandb_entity": "",
+    "use_tensorboard": True,
+}
+OF_TRL = {
+    "model_name_or_path": BASE,
+    "dataset_name": "train.jsonl",
+    "use_peft": True,
+    "report_to": ["mlflow", "comet_ml"],
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "track"),
+    [(OF_AXOLOTL, ["tensorboard", {"wandb": {"project": "support"}}]), (OF_TRL, ["mlflow"])],
+    ids=["axolotl", "trl"],
+)
+def test_trackers_of_another_tools_config_are_imported(recipe_file, tmp_path, lorakit, config, track):
+    recipe_file()
+    (tmp_path / "theirs.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    code, out, err = lorakit("import", tmp_path / "theirs.yml", "--output", tmp_path / "ours.yaml")
+    assert code == 0, out + err
+    assert yaml.safe_load((tmp_path / "ours.yaml").read_text(encoding="utf-8"))["track"] == track

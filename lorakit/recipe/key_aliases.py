@@ -162,7 +162,7 @@ _VALUES |= {**_SCHEDULES, **_METRICS, **_ROWS, **_TEXTS, **_TURNS, **_ACTIONS, *
 """Our word -> theirs for it, where a field takes ours."""
 
 _NO_COUNTERPART: dict[str, str] = {
-    "it writes every logged step into log.jsonl in the run's folder, and reports to no tracker": """
+    "it writes every logged step into log.jsonl in the run's folder; track names the trackers that get it too": """
         logging_steps log_every_n_steps logging_strategy logging_first_step logging_dir log_level steps_per_report
         metric_logger plot_loss report_to wandb wandb_project wandb_entity wandb_name wandb_watch wandb_run_id
         wandb_mode use_wandb use_mlflow mlflow_tracking_uri use_comet use_tensorboard use_swanlab""",

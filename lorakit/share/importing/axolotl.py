@@ -35,6 +35,17 @@ _HARMLESS_PLUGINS = """
     axolotl.integrations.liger.LigerPlugin axolotl.integrations.liger.plugin.LigerPlugin
     axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin axolotl.integrations.kernels.KernelsPlugin
     axolotl.integrations.lm_eval.LMEvalPlugin axolotl.integrations.liger axolotl.integrations.cut_cross_entropy"""
+_TRACKERS = {
+    "tensorboard": ("use_tensorboard", "", {}),
+    "wandb": ("use_wandb", "wandb_project", {"project": "wandb_project", "entity": "wandb_entity"}),
+    "mlflow": ("use_mlflow", "mlflow_experiment_name", {"experiment": "mlflow_experiment_name"}),
+    "trackio": (
+        "use_trackio",
+        "trackio_project_name",
+        {"project": "trackio_project_name", "space": "trackio_space_id"},
+    ),
+}
+"""Tracker -> Axolotl's switch, the key that turns it on too, and our settings with Axolotl's names."""
 
 
 def convert(c: Conversion) -> None:
@@ -256,6 +267,7 @@ def _evaluation(c: Conversion) -> None:
     elif c.has("test_datasets"):
         c.ignore("val_set_size", "test_datasets are the held-out rows")
         c.note(training.BEST_NOTE)
+    _trackers(c)
     _every(c, "train.eval_every", "evals_per_epoch", "eval_steps", "eval_strategy evaluation_strategy", "no")
     _every(c, "train.save_every", "saves_per_epoch", "save_steps", "save_strategy", "epoch")
     if limit := c.whole("save_total_limit"):
@@ -265,6 +277,21 @@ def _evaluation(c: Conversion) -> None:
         c.map("train.early_stopping", {"patience": patience}, "early_stopping_patience")
     else:
         c.ignore("early_stopping_patience", "there are no held-out rows to measure")
+
+
+def _trackers(c: Conversion) -> None:
+    """Trackers, which Axolotl turns on by a switch or by naming a project; a server comes from the environment here."""
+    entries: list[Any] = []
+    keys: list[str] = []
+    for name, (switch, project, others) in _TRACKERS.items():
+        if not c.flag(switch, bool(project and c.text(project))):
+            continue
+        named = {ours: theirs for ours, theirs in others.items() if c.text(theirs)}
+        settings = {ours: c.text(theirs) for ours, theirs in named.items()}
+        entries.append({name: settings} if settings else name)
+        keys += [switch, *named.values()]
+    if entries:
+        c.map("track", entries, keys)
 
 
 def _every(c: Conversion, ours: str, per_epoch: str, steps_key: str, strategies: str, default: str) -> None:

@@ -9,7 +9,7 @@ from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys
 _PARTIAL = "Remove it, or import with --partial to train without it."
 _SFT = "lorakit trains on answers (supervised fine-tuning) and nothing else"
 _HARMLESS = {
-    "lorakit logs every step into log.jsonl and reports to no tracker": """
+    "lorakit logs every step into log.jsonl; track in a recipe names the trackers that get it too": """
     logging_steps logging_strategy use_wandb wandb_name wandb_run_id wandb_mode wandb_project wandb_entity
     wandb_watch wandb_log_model use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name
     hf_mlflow_log_artifacts use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key

@@ -209,7 +209,7 @@ def settle_rest(c: Conversion) -> None:
 
 
 _HARMLESS = {
-    "lorakit logs every step into log.jsonl and reports to no tracker": """
+    "lorakit logs every step into log.jsonl; track in a recipe names the trackers that get it too": """
     plot_loss use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key
     swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret include_effective_tokens_per_second compute_accuracy
     use_trackio trackio_project print_param_status include_num_input_tokens_seen""",

@@ -25,7 +25,8 @@ def recipe_text(c: Conversion, output: Path) -> str | None:
     places = {name: at for at, name in enumerate(schema_keys(Recipe))}
     for name in sorted(c.recipe, key=lambda name: places.get(name, len(places))):
         section, _, key = name.partition(".")
-        tree[section][key] = c.recipe[name]
+        if key:
+            tree[section][key] = c.recipe[name]
     _leave_out_unread(tree)
     tree = with_relative_paths(tree, output.absolute().parent)
     lines = [f"# Imported by `lorakit import` from a config of {c.tool}; after # is the key that a value comes of."]
@@ -34,6 +35,8 @@ def recipe_text(c: Conversion, output: Path) -> str | None:
             lines.append(f"{section}:")
             for key, value in values.items():
                 lines += _entry(key, value, _comment(c, f"{section}.{key}"))
+    if "track" in c.recipe:
+        lines += [line[2:] for line in _entry("track", c.recipe["track"], _comment(c, "track"))]
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ from lorakit.share.importing.verdicts import ByFunction, Harmless, OffOnly, keys
 
 _PARTIAL = "Remove it, or import with --partial to train without it."
 _HARMLESS = {
-    "lorakit logs every step into log.jsonl and reports to no tracker": """
+    "lorakit logs every step into log.jsonl; track in a recipe names the trackers that get it too": """
     logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter logging_dir
     include_num_input_tokens_seen include_tokens_per_second log_level log_level_replica disable_tqdm report_to
     run_name project trackio_space_id trackio_bucket_id trackio_static_space_id prediction_loss_only

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.amounts import counted
+from lorakit.registry import TRACKERS
 from lorakit.share.importing.conversion import Conversion
 from lorakit.share.importing.paths import find_local, remote_reason
 from lorakit.share.importing.source import as_flag, as_number
@@ -287,6 +288,11 @@ def transformers_arguments(c: Conversion, rate: float, packing: str = "") -> Non
     c.map("train.max_grad_norm", float(c.number("max_grad_norm", 1.0)), "max_grad_norm")
     adam(c)
     c.map("train.seed", c.whole("seed", 42), "seed")
+    given = c.value("report_to")
+    words = [word for word in (given if isinstance(given, list) else [given]) if isinstance(word, str)]
+    if names := [word for word in dict.fromkeys(words) if word in TRACKERS]:
+        others = ", ".join(word for word in words if word not in TRACKERS)
+        c.map("track", names, "report_to", f"lorakit knows no {others}" if others else "")
 
 
 def best_model(c: Conversion) -> None:

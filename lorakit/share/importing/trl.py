@@ -191,7 +191,7 @@ KEYS: dict[str, Any] = {
     **keys_with(ByFunction("it is off"), "chat_template warmup_ratio"),
     **keys_with(Harmless("the result is the same with each attention"), "use_flash_attention_2 use_flash_attn"),
     **keys_with(
-        Harmless("lorakit logs every step into log.jsonl and reports to no tracker"),
+        Harmless("lorakit logs every step into log.jsonl; track in a recipe names the trackers that get it too"),
         "wandb_entity wandb_project wandb_run_group wandb_log_unique_prompts log_completions overwrite_hub_revision",
     ),
     **keys_with(

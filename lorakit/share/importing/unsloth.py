@@ -134,7 +134,7 @@ def settle_rest(c: Conversion) -> None:
 
 KEYS: dict[str, Any] = {
     **keys_with(
-        Harmless("lorakit logs every step into log.jsonl and reports to no tracker"),
+        Harmless("lorakit logs every step into log.jsonl; track in a recipe names the trackers that get it too"),
         """
         logging.enable_wandb logging.wandb_project logging.enable_tensorboard logging.tensorboard_dir
         logging.log_frequency training.eval_steps training.vision_image_size""",
