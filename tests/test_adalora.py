@@ -22,7 +22,9 @@ def adapted(base, paths=PATHS, rank=RANK, first=FIRST, whole=()):
     """A base with a fresh adapter of the SVD form, the same at every call."""
     torch.manual_seed(5)
     settings = SimpleNamespace(rank=rank, alpha=8.0, dropout=0.0)
-    return get_peft_model(base, _svd(settings, SimpleNamespace(modules=paths, whole=list(whole), tied=False), first))
+    return get_peft_model(
+        base, _svd(settings, SimpleNamespace(modules=paths, whole=list(whole), tied=False, tokens={}), first)
+    )
 
 
 def tiny_llama(**more):

@@ -14,7 +14,7 @@ def test_a_processors_kernels_are_the_models_own_forward_and_backward(name):
     own = loss_and_gradients(model)
     with use_kernels(model, cpu_kernels()) as replaced:
         assert replaced["rms_norm"]
-        assert_same(own, loss_and_gradients(model), tolerance=1e-5)
+        assert_same(own, loss_and_gradients(model), tolerance=3e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -22,7 +22,7 @@ def test_weights_of_norms_may_be_trained(name):
     model = made(CONFIGS[name])  # every weight is
     own = loss_and_gradients(model)
     with use_kernels(model, cpu_kernels()):
-        assert_same(own, loss_and_gradients(model), tolerance=1e-5)
+        assert_same(own, loss_and_gradients(model), tolerance=3e-5)
 
 
 def test_a_gated_layer_keeps_its_two_inputs_alone():

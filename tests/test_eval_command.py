@@ -57,6 +57,7 @@ def test_json_is_one_versioned_document_that_is_also_the_file(run, lorakit_eval)
     assert facts["rows"]["count"] == 4 and facts["rows"]["available"] == 10
     assert facts["settings"] == {
         "metrics": ["contains", "length-ratio"],
+        "turns": "last",
         "decoding": "greedy",
         "max_new_tokens": 8,
         "seed": 3,
@@ -95,8 +96,8 @@ def test_fail_under_exits_with_1_and_says_why(run, lorakit_eval):
     code, out, err = lorakit_eval(run.folder, "--fail-under", "loss=0.0001", "--json")
     assert code == 1 and "adapter: loss is" in err and "above 0.0001" in err and "base:" not in err
     assert json.loads(out)["failed"][0].startswith("adapter: loss is")
-    code, _, err = lorakit_eval(run.folder, "--fail-under", "exact-match=101%")
-    assert code == 1 and "under 101.0%" in err
+    code, _, err = lorakit_eval(run.folder, "--fail-under", "exact-match=100%")
+    assert code == 1 and "under 100.0%" in err
 
 
 def test_without_a_run_nothing_is_kept_unless_it_is_said_where(tiny_base, lorakit_eval, tmp_path):
@@ -198,7 +199,13 @@ def test_texts_have_a_loss_and_no_answers(run, lorakit_eval, tmp_path):
     rows = write_rows(tmp_path / "texts.jsonl", [{"text": f"apples and {number} rivers"} for number in range(8)])
     code, out, _ = lorakit_eval(run.folder, "--data", rows, "--json")
     facts = json.loads(out)
-    assert code == 0 and facts["rows"] == {"source": str(rows), "count": 8, "available": 8, "with_answer": 0}
+    assert code == 0 and facts["rows"] == {
+        "source": str(rows),
+        "count": 8,
+        "available": 8,
+        "with_answer": 0,
+        "answers": 0,
+    }
     assert facts["models"]["adapter"]["scores"].keys() == {"loss", "perplexity"}
     assert Path(facts["file"] + "l").read_text() == ""
 
