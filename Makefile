@@ -19,7 +19,7 @@ RECIPE := recipes/debian-json/recipe.yaml
 RUN := runs/demo
 READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/install.sh | cksum | cut -d' ' -f1)
 # A process for each core, with a thread each: tiny models gain nothing from more.
-TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-limit bench-busy bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-devices gpu pins clean
 .DEFAULT_GOAL := help

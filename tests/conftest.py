@@ -30,6 +30,40 @@ TINY_LLAMA = {
 }
 
 
+# Files of few tests that take long, such as those that start processes: they begin first, so that at the end none waits
+# for the last of them.
+_FIRST = [
+    "test_gallery",
+    "test_data_parallel",
+    "test_fsdp",
+    "test_zero",
+    "test_eval_devices",
+    "test_training",
+    "test_doctor",
+    "test_export_safety",
+    "test_tracking",
+    "test_export_gguf",
+    "test_export_lora",
+    "test_eval_gguf",
+    "test_eval_endpoint",
+    "test_chat_gguf",
+    "test_push",
+    "test_watch",
+    "test_sweep",
+    "test_bounds",
+    "test_retrain",
+    "test_diagnosis",
+    "test_system_errors",
+    "test_merge_command",
+    "test_packing",
+]
+
+
+def pytest_collection_modifyitems(items):
+    """The long files first, all others as they are."""
+    items.sort(key=lambda item: _FIRST.index(item.path.stem) if item.path.stem in _FIRST else len(_FIRST))
+
+
 def some_of(cases, every: int) -> list:
     """Cases of which `make test` tries one of so many, from all along the list, and `make test-all` every one."""
     slow = (pytest.mark.slow,)

@@ -322,6 +322,7 @@ def test_a_pipe_ends_at_its_first_mistake_and_json_has_messages_and_answers(run,
     assert (code, out) == (2, "") and "Did you mean /adapter?" in err
 
 
+@pytest.mark.slow
 def test_a_chat_in_a_terminal(run, other_run, tmp_path):
     terminal = TerminalOf("chat", run.folder, other_run.folder, "--max-new-tokens", 30)
     terminal.wait("Ctrl-D leaves.\n(.|\n)*> ")

@@ -138,6 +138,7 @@ def _runs_short(path, folder):
     return train_here(path, folder)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_on_one_process_makes_all_go_on_with_less(recipe_file, tmp_path):
     path = recipe_file(train={**STEPS, "batch_size": 6})
     one, _ = run_recipe(path, tmp_path / "one")

@@ -171,6 +171,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.slow
 def test_the_entries_of_contributing_work(tmp_path):
     """In a process of its own, which imports the entries as it would import those of another package."""
     path = write(tmp_path, "model: {base: org/model}\ndata: {train: train.jsonl}\n")

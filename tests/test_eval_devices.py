@@ -43,6 +43,7 @@ def _shared(cases):
     return [share(*case) for case in cases]
 
 
+@pytest.mark.slow
 def test_every_item_is_computed_once_and_all_get_it():
     rows = ([], [5.0], [1.0, 9.0], [3.0, 1.0, 2.0, 8.0, 8.0, 1.0, 4.0])
     cases = [(costs, without) for costs in rows for without in ((), (1,))]
@@ -85,6 +86,7 @@ def _assert_alike(several, one):
         assert several[name]["scores"] == pytest.approx(figures["scores"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_of_several_processes_are_those_of_one(run, tmp_path):
     """Losses, answers, likelihoods of labels, and the losses of --diagnose."""
     file = write_rows(tmp_path / "rows.jsonl", labelled_rows(13))

@@ -193,6 +193,7 @@ def test_an_architecture_that_llama_cpp_lacks_is_named(run, export, lorakit, tmp
     assert code == 2 and "unknown model architecture" in err and "newllama" in err
 
 
+@pytest.mark.slow
 def test_the_document_says_what_the_file_is(run, export, lorakit):
     code, out, err = lorakit("eval", run.folder, export("q8_0"), "--json")
     assert code == 0, err

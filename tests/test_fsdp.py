@@ -64,6 +64,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 def test_processes_that_share_out_the_base_train_what_one_does(case, recipe_file, tmp_path):
     """On two, and full fine-tuning on three, whose shards are uneven and of which one has no row in the last step of an

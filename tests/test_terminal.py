@@ -123,6 +123,7 @@ def test_evil_rows_columns_and_names_are_visible_in_data_and_dry_run(hostile, lo
         assert clean(out) and clean(err) and "owned" in out
 
 
+@pytest.mark.slow
 def test_evil_rows_are_visible_on_a_terminal(hostile):
     said = run_on_a_terminal("data", hostile)
     assert "trained" in said and "owned" in said

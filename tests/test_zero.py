@@ -91,6 +91,7 @@ def _stops(path, folder, *overrides):
     return _train(path, folder, overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "first", "second"),
     [
