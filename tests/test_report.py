@@ -61,6 +61,8 @@ def test_the_page_says_what_the_folder_says(scored, page_text):
     for line in scored.read_log("eval_loss"):
         assert f"{line['eval_loss']:.4f}" in page_text
     document = json.loads(next(scored.evaluations.glob("*.json")).read_text())
+    compared = document["comparisons"][0]["scores"]["loss"]
+    assert f"{compared['low']:+.4f} to {compared['high']:+.4f}" in page_text
     for name in (*document["models"], *document["models"]["base"]["scores"]):
         assert f">{name}" in page_text
     for choice in scored.read_manifest()["auto"]:

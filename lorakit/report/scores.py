@@ -140,10 +140,11 @@ def _verdicts(scores: StoredScores, path: tuple[str, ...], name: str, unit: str)
     for one in written if isinstance(written, list) else ():
         facts = value_at(one, *path, name)
         if isinstance(facts, dict) and _is_number(facts.get("difference")):
-            interval = facts.get("interval")
-            ends = [value_at(interval, key) for key in ("low", "high")]
+            ends = [facts.get(key) for key in ("low", "high")]
             between = (
-                " to ".join(format_difference(float(end), unit) for end in ends) if all(map(_is_number, ends)) else ""
+                " to ".join(format_difference(float(end or 0), unit) for end in ends)
+                if all(map(_is_number, ends))
+                else ""
             )
             difference = format_difference(float(facts["difference"]), unit)
             verdicts.append(Verdict(str(one.get("model")), difference, between, str(facts.get("verdict"))))
