@@ -1,17 +1,19 @@
 """`lorakit lr`"""
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorakit.cli.options import Json, Overrides, Quiet, RecipePath, quoted
+from lorakit.cli.options import Json, Overrides, Quiet, RecipePath
 from lorakit.errors import UserError
 
 if TYPE_CHECKING:
     from lorakit.sweep.rate_test import RateTest
 
 _LEAST_STEPS = 20
+_RATE = "train.learning_rate"
 
 
 def lr(
@@ -44,7 +46,9 @@ def lr(
     _print(result)
     if result.suggested:
         values = ", ".join(f"{rate:g}" for rate in result.suggested)
-        console.result(f"a sweep of them, rates.yaml:\n\nextends: {quoted(recipe)}\ntrain.learning_rate: [{values}]\n")
+        given = [override.replace("=", ": ", 1) for override in overrides if not override.startswith(_RATE)]
+        lines = [f"extends: {json.dumps(str(recipe), ensure_ascii=False)}", *given, f"{_RATE}: [{values}]"]
+        console.result("a sweep of them, rates.yaml in this folder:\n\n" + "\n".join(lines) + "\n")
         console.result("then: lorakit sweep rates.yaml")
 
 

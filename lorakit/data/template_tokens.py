@@ -48,9 +48,8 @@ def is_single_token(tokenizer: Any, text: str) -> bool:
 def tokens_in(folder: Path) -> Callable[[str], bool] | None:
     """Whether a text is one token, by the tokenizer.json in a model's folder; None where it has none that can be read,
     which is left to the run. What other files of the folder add to it counts."""
-    try:
-        inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # the Rust tokenizers raise bare Exceptions
+    inner = _read_tokenizer(folder)
+    if inner is None:
         return None
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in _files_that_add(folder)]
 
@@ -64,8 +63,13 @@ def tokens_in(folder: Path) -> Callable[[str], bool] | None:
 
 def count_tokens(folder: Path) -> int | None:
     """The number after the last token's by the tokenizer.json in a model's folder; None where none can be read."""
+    inner = _read_tokenizer(folder)
+    return None if inner is None else 1 + max(inner.get_vocab().values(), default=-1)
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer | None:
     try:
-        return 1 + max(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab().values())
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # the Rust tokenizers raise bare Exceptions
         return None
 
