@@ -58,6 +58,11 @@ def sweep(
     store = TrialStore(loaded, folder)
     if not rank:
         _work(loaded, store, file, seconds or loaded.budget, devices, quiet)
+        under_way = sum(trial.state.name == "RUNNING" for trial in store.trials)
+        if under_way and not as_json:  # ranking scores rows: the last worker does it
+            what = f"{counted(under_way, 'trial')} under way: the last worker ranks"
+            console.result(f"{folder}: {what}. --rank ranks what has ended")
+            return
     from lorakit.sweep.ranking import rank_trials, write_ranking
 
     ranking = rank_trials(store, console.Terminal(quiet=True))
