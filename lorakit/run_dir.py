@@ -36,6 +36,7 @@ EXPORT = "export.json"  # by which a folder is known to hold an export
 CLEARED = "cleared"  # the status of a run whose results were deleted for another one's
 RUNNING, COMPLETE, INTERRUPTED, FAILED = "running", "complete", "interrupted", "failed"
 _GIVE_RUN = "Give the folder of a run, such as runs/NAME."
+_SAMPLED = ("where", "prompt", "reference")  # what samples.jsonl has of a held-out row
 _SCORES = re.compile(r"(tasks-)?\d{8}T\d{6}(-\d+)?\.jsonl?")
 _NAME = re.compile(r"""name: *['"]?([\w.-]+)['"]?""")
 _EVALUATION = re.compile(r"(\d{8}T\d{6})(?:-(\d+))?\.json")
@@ -56,7 +57,7 @@ class Run:
         self.model = self.folder / "model"  # of a full fine-tuning, which has no adapter
         self.merged = self.folder / "merged"
         self.evaluations = self.folder / "eval"
-        self.samples = self.folder / "samples.jsonl"  # a few training rows, with what is trained of them
+        self.samples = self.folder / "samples.jsonl"  # training rows with what is trained; held-out ones of the log
         self.report = self.folder / "report.html"
         self.exports = self.folder / "export"
         self.rows = self.folder / "rows"  # that were written for this run alone, and rows of a packed one
@@ -142,6 +143,18 @@ class Run:
                     if isinstance(facts := json.loads(line), dict):
                         yield facts
 
+    def read_sampled_rows(self) -> list[dict[str, str]]:
+        """Prompt and reference of the held-out rows whose answers the log has, in the order of the answers."""
+        if not self.samples.is_file():
+            return []
+        rows = []
+        for line in self.samples.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, RecursionError):
+                facts = json.loads(line)
+                if isinstance(facts, dict) and all(isinstance(facts.get(key), str) for key in _SAMPLED):
+                    rows.append({key: facts[key] for key in ("prompt", "reference")})
+        return rows
+
     def recipe_name(self) -> str | None:
         """The name that the recipe has, read from its line alone; None where there is none."""
         try:
@@ -165,8 +178,8 @@ class Run:
         self._filter_log(lambda line: _step_of(line) <= step)
 
     def forget_evaluation(self, step: int) -> None:
-        """Delete the held-out loss after `step` from the log: it is measured again."""
-        self._filter_log(lambda line: _step_of(line) != step or "eval_loss" not in json.loads(line))
+        """Delete the held-out loss after `step` from the log, and the answers beside it: it is measured again."""
+        self._filter_log(lambda line: _step_of(line) != step or not {"eval_loss", "samples"} & json.loads(line).keys())
 
     def _filter_log(self, keeps: Callable[[str], bool]) -> None:
         if self.log.is_file():

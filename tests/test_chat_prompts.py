@@ -4,10 +4,10 @@ import pytest
 from conftest import write_rows
 from data_families import FAMILIES, TOOLS, answer, call, chat, result
 
+from lorakit.data.answers import reference_of
 from lorakit.data.chat_prompts import prompt_before, read_conversations
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.examples import examples_of
-from lorakit.evaluate.rendering import reference_of
 from lorakit.progress import Silent
 from lorakit.recipe.schema import Data
 

@@ -7,8 +7,8 @@ from data_families import chat
 from real_templates import NAMES, stop_words, tokenizer_of
 
 from lorakit.chat.answer_text import AnswerText, token_texts
+from lorakit.data.answers import decode_answer
 from lorakit.data.chat_template import ChatTemplate
-from lorakit.evaluate.forward import decode_answer
 
 ANSWER = "Grüße 🎉 from 東京:\n\n  1. <b>ok</b>"
 

@@ -58,7 +58,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, tiny_base, mon
         return answers_to(model, prompts, *settings, once if len(given) == 1 else told)
 
     monkeypatch.setattr(inference, "greedy_answers", interrupted)
-    monkeypatch.setattr("lorakit.evaluate.forward._PROMPTS_ON_CPU", 4)
+    monkeypatch.setattr("lorakit.model.generation._PROMPTS_ON_CPU", 4)
     with pytest.raises(KeyboardInterrupt):
         score(run.folder, cache=True)
     found = score(run.folder, cache=True)

@@ -8,13 +8,14 @@ import torch
 from eval_runs import evaluate
 from runs_of_tests import run_recipe
 
+from lorakit.data.answers import decode_answer, reference_of, until_stop
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate import forward
-from lorakit.evaluate.forward import decode_answer, greedy_answers, in_batches, row_losses, trained_tokens, until_stop
+from lorakit.evaluate.forward import row_losses, trained_tokens
 from lorakit.evaluate.metric import row_scores
 from lorakit.evaluate.metrics.json_answers import json_fields, json_valid
 from lorakit.evaluate.metrics.matching import exact_match
-from lorakit.evaluate.rendering import reference_of
+from lorakit.model import generation
+from lorakit.model.generation import greedy_answers, in_batches
 from lorakit.model.loss import supervised_loss
 from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
@@ -128,8 +129,8 @@ def test_a_batch_that_is_mostly_done_goes_on_smaller_to_the_same_answers(tiny_mo
     monkeypatch.setattr(
         tiny_model, "generate", lambda **given: (sizes.append(len(given["input_ids"])), generates(**given))[1]
     )
-    monkeypatch.setattr(forward, "_LIVE", 0.9)
-    monkeypatch.setattr(forward, "_WORTHWHILE_TOKENS", 1)
+    monkeypatch.setattr(generation, "_LIVE", 0.9)
+    monkeypatch.setattr(generation, "_WORTHWHILE_TOKENS", 1)
     found = greedy_answers(tiny_model, prompts, stops, 40, 0, "", Silent())
     assert [answer.tokens for answer in found] == whole
     assert sizes[0] == 24 and len(sizes) > 1 and sizes[1] < 24

@@ -12,8 +12,8 @@ from runs_of_tests import adapter_weights, losses, run_recipe
 from test_training import interrupted_after, same
 
 from lorakit.errors import LorakitError
-from lorakit.evaluate.forward import in_batches
 from lorakit.hardware.memory import OutOfMemory, is_out_of_memory, within_memory
+from lorakit.model.generation import in_batches
 from lorakit.recipe.load import load
 from lorakit.run_dir import Run
 from lorakit.train import micro_batching

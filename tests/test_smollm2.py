@@ -9,12 +9,13 @@ from eval_runs import score
 from runs_of_tests import adapter_weights, losses, run_recipe
 
 from lorakit.cli.export import open_source, parse_targets
+from lorakit.data.answers import decode_answer
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.rows import Conversation
-from lorakit.evaluate.forward import decode_answer, greedy_answers
 from lorakit.export.run import export as write_exports
 from lorakit.merge.inputs import input_of_run
 from lorakit.merge.run import merge
+from lorakit.model.generation import greedy_answers
 from lorakit.model.load import load_model
 from lorakit.model.resolve import resolve_base
 from lorakit.model.tokenizer import load_tokenizer, pad_token_id, stop_token_ids

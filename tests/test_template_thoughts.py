@@ -8,10 +8,10 @@ from conftest import CHATML, rows_of
 from data_families import FAMILIES, Family, answer, call, chat, result
 from data_masks import examples, refusal, trained_texts
 
+from lorakit.data.answers import decode_answer
 from lorakit.data.chat_template import ChatTemplate, render
 from lorakit.data.rows import Conversation
 from lorakit.data.tokenize import Encoder
-from lorakit.evaluate.forward import decode_answer
 
 HEADER = "{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' %}ANSWER{{ eos_token }}{% else %}"
 HEADER += "{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}PROMPT{% endif %}"

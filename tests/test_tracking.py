@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -18,11 +19,12 @@ from test_training import interrupted_after
 
 from lorakit.errors import Interrupted
 from lorakit.progress import Silent
+from lorakit.recipe.load import load
 from lorakit.registry import TRACKERS
 from lorakit.run_dir import Run, open_run
 from lorakit.track import tracking
-from lorakit.track.trackers import without_credentials
-from lorakit.track.tracking import Tracking, track, tracked_ids
+from lorakit.track.trackers import samples_as_markdown, without_credentials
+from lorakit.track.tracking import Tracking, track, track_scores, tracked_ids
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = {
@@ -56,13 +58,14 @@ def no_tracker_of_the_users(monkeypatch):
 
 
 def track_resumed_run(folder, base, names):
-    """A run with the trackers whose packages are installed, stopped after step 5 and resumed; by what they know it
-    before that."""
+    """A run with the trackers whose packages are installed, stopped after step 5, resumed, and scored twice; by what
+    they know it before that."""
     recipe = {
         "model": {"base": str(base)},
         "adapter": {"rank": 4},
         "data": {"train": "train.jsonl", "eval": "eval.jsonl", "max_length": 128},
         "train": {"epochs": 2, "batch_size": 4, "learning_rate": 0.05, "eval_every": 4, "save_every": 2},
+        "evaluate": {"samples": 2, "max_new_tokens": 8},
         "track": [SETTINGS[name] for name in names if find_spec(MODULES[name])],
     }
     if not recipe["track"]:
@@ -81,6 +84,8 @@ def track_resumed_run(folder, base, names):
                 run_recipe(path, folder / "run")
         ids, progress = tracked_ids(Run(folder / "run")), Listener()
         run, outcome = run_recipe(path, folder / "run", resume=True, progress=progress)
+        for score in (0.25, 0.5):
+            track_scores(run, load(run.recipe).recipe.track, {"adapter": {"json-valid": score, "f1 é": 1.0}}, progress)
     return run, outcome, ids, progress
 
 
@@ -122,6 +127,12 @@ def test_event_files_of_tensorboard_equal_the_log(tracked):
         assert written == pytest.approx(dict(logged(run, key)), rel=1e-6), tag  # it has 32 bits
     (loss,) = (event.value for event in events.Scalars("eval/best_loss"))
     assert loss == pytest.approx(outcome.eval_loss)
+    texts = {one.step: one.tensor_proto.string_val[0].decode() for one in events.Tensors("eval/samples/text_summary")}
+    rows = run.read_sampled_rows()
+    whole = {step: [row | one for row, one in zip(rows, of, strict=True)] for step, of in logged(run, "samples")}
+    assert texts == {step: samples_as_markdown(samples) for step, samples in whole.items()}
+    assert "    <|im_start|>user\n" in texts[4] and set(texts) == {4, 8, 12}
+    assert [(one.step, one.value) for one in events.Scalars("eval/scores/adapter/json-valid")][-1] == (12, 0.5)
 
 
 @pytest.mark.slow
@@ -138,6 +149,11 @@ def test_runs_of_mlflow_equal_the_log(tracked_slowly):
         assert sorted(points) == sorted(expected), key
     assert (stored.info.status, stored.info.run_name, stored.data.tags["kind"]) == ("FINISHED", "a tiny run", "test")
     assert stored.data.metrics["eval_best_loss"] == outcome.eval_loss
+    scores = client.get_metric_history(ids["mlflow"], "eval_scores/adapter/json-valid")
+    assert [(point.step, point.value) for point in scores] == [(12, 0.25), (12, 0.5)]
+    assert stored.data.metrics["eval_scores/adapter/f1 _"] == 1.0
+    files = sorted(path.name for path in run.tracking.glob("mlflow/artifacts/*/artifacts/samples/*"))
+    assert files == ["step-000004.md", "step-000008.md", "step-000012.md"]
     assert stored.data.params["train.learning_rate"] == "0.05"
     assert int(stored.data.params["run.parameters.trainable"]) == run.read_manifest()["parameters"]["trainable"]
     assert client.get_experiment_by_name("tests").experiment_id == stored.info.experiment_id
@@ -153,7 +169,15 @@ def test_runs_of_trackio_equal_the_log(tracked):
     lines = [json.loads(metrics) for _, metrics in rows]
     for name, key in {"train/loss": "loss", "eval/loss": "eval_loss", "train/learning_rate": "learning_rate"}.items():
         assert [(line["train/global_step"], line[name]) for line in lines if name in line] == logged(run, key)
-    assert lines[-1]["eval/best_loss"] == outcome.eval_loss and lines[0]["train/peak_memory"] > 0
+    assert [line["eval/best_loss"] for line in lines if "eval/best_loss" in line] == [outcome.eval_loss]
+    assert lines[0]["train/peak_memory"] > 0
+    answers = [
+        (line["train/global_step"], [row["answer"] for row in line["eval/samples"]["_value"]])
+        for line in lines
+        if "eval/samples" in line
+    ]
+    assert answers == [(step, [sample["answer"] for sample in samples]) for step, samples in logged(run, "samples")]
+    assert lines[-1]["eval/scores/adapter/json-valid"] == 0.5 and lines[-1]["train/global_step"] == 12
     assert json.loads(config)["adapter"]["rank"] == 4
 
 
@@ -173,7 +197,14 @@ def test_runs_of_wandb_equal_the_log_offline(tracked_slowly):
             history += [{name: json.loads(value) for name, value in items.items()}] if items else []
     for name, key in {"train/loss": "loss", "eval/loss": "eval_loss", "train/learning_rate": "learning_rate"}.items():
         assert [(line["train/global_step"], line[name]) for line in history if name in line] == logged(run, key)
-    assert history[-1]["eval/best_loss"] == outcome.eval_loss
+    assert [line["eval/best_loss"] for line in history if "eval/best_loss" in line] == [outcome.eval_loss]
+    paths = {line["train/global_step"]: line["eval/samples/path"] for line in history if "eval/samples/path" in line}
+    answers = {}
+    for step, path in paths.items():
+        (file,) = (run.tracking / "wandb").glob(f"*/files/{path}")
+        answers[step] = [row[-1] for row in json.loads(file.read_text())["data"]]
+    assert answers == {step: [one["answer"] for one in samples] for step, samples in logged(run, "samples")}
+    assert history[-1]["eval/scores/adapter/json-valid"] == 0.5
     assert config["train"]["learning_rate"] == 0.05
 
 
@@ -226,6 +257,29 @@ def test_a_server_that_does_not_answer_has_its_time(follow, monkeypatch):
     assert progress.facts == ["waiting for mlflow to take the last figures"]
     (warning,) = progress.warnings
     assert "within 1 second" in warning and SECRET not in warning
+
+
+def test_scores_go_to_the_trackers_that_know_the_run_and_none_changes_the_exit_code(
+    recipe_file, tmp_path, lorakit, monkeypatch
+):
+    """TensorBoard followed it and gets them; Trackio never knew it. Of rows of another number none are sent."""
+    pytest.importorskip("tensorboardX")
+    path = recipe_file(train={"steps": 1, "epochs": ...})
+    run, _ = run_recipe(path, tmp_path / "run", "track=[tensorboard]")
+    run.recipe.write_text(re.sub(r"\n( *)- tensorboard\n", r"\n\1- tensorboard\n\1- trackio\n", run.recipe.read_text()))
+    assert "- trackio" in run.recipe.read_text()
+    events = run.tracking / "tensorboard"
+    before = sum(file.stat().st_size for file in events.iterdir())
+    code, _, err = lorakit("eval", run.folder, "--rows", "2", "--no-cache")
+    assert code == 0 and "tensorboard" not in err and sum(one.stat().st_size for one in events.iterdir()) == before, err
+    code, _, err = lorakit("eval", run.folder)
+    assert code == 0 and f"tensorboard: {events}" in err and "trackio" not in err, err
+    written = b"".join(file.read_bytes() for file in events.iterdir())
+    for name in ("base/loss", "adapter/loss", "adapter/exact-match"):
+        assert f"eval/scores/{name}".encode() in written
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(run.manifest / "below"))
+    code, _, err = lorakit("eval", run.folder)
+    assert code == 0 and err.count("note: tensorboard did not get the scores") == 1 and "eval/ has them" in err, err
 
 
 def test_a_process_that_ends_is_told_once(follow):

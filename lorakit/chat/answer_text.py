@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lorakit.data.answers import decode_answer
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.chat_template.template_probe import ThoughtFormat, compile_alternation
-from lorakit.evaluate.forward import decode_answer
 
 _HALF = "\ufffd"
 """What a tokenizer writes for the bytes of a character that is not complete yet."""

@@ -9,10 +9,10 @@ from typing import Any
 from lorakit.chat.answer_text import TokenText
 from lorakit.chat.interrupt import StopPressed
 from lorakit.chat.models import ChatAnswer, Check, Decoding, Ending, Show
+from lorakit.data.answers import after_thought
 from lorakit.data.chat_prompts import ChatPrompt
 from lorakit.data.rows import Message
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.forward import after_thought
 from lorakit.model.endpoint import Endpoint
 from lorakit.model.endpoint_requests import stream_events
 

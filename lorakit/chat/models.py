@@ -8,10 +8,10 @@ from typing import Literal, Protocol
 
 from lorakit.chat.answer_text import AnswerText, TokenText, token_texts
 from lorakit.chat.interrupt import StopPressed
+from lorakit.data.answers import until_stop
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.rows import Conversation, Message, RowError, refuse_half_characters
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.forward import until_stop
 from lorakit.evaluate.rendering import tokens_of_prompt, write_prompt
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.progress import Progress

@@ -52,7 +52,7 @@ class TorchEngine:
         decoding: Decoding,
         receive: Callable[[int], None],
     ) -> None:
-        """As the greedy answers of `lorakit eval` (evaluate/forward.py), or drawn from the whole distribution."""
+        """As the greedy answers of `lorakit eval` (model/generation.py), or drawn from the whole distribution."""
         model = self.loader.model_of(self.spec)
         causal = causal_of(model)
         ids = torch.tensor([prompt], dtype=torch.long, device=causal.device)

@@ -15,6 +15,7 @@ from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
     from lorakit.evaluate.models import Choice, ModelSet
+    from lorakit.evaluate.run import Evaluation
     from lorakit.progress import Progress
 
 Models = Annotated[
@@ -229,9 +230,32 @@ def evaluate(
     for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
         if finding.flagged:
             progress.warn(f"{name}: {describe_finding(finding)}")
+    is_final = (given, rows, turns, max_new_tokens) == (None,) * 4  # measured as the recipe says
+    if is_final and path and model_set.run and path.parent == model_set.run.evaluations:
+        _track_scores(evaluation, progress)
     reasons = {"--fail-under": failed, "--not-worse-than": worse}
     if failed or worse:
         raise LorakitError(" ".join(f"{option}: {'; '.join(of)}." for option, of in reasons.items() if of))
+
+
+def _track_scores(evaluation: "Evaluation", progress: "Progress") -> None:
+    """Send the scores of the first run's base, adapter and merged model on its held-out rows to its trackers."""
+    from lorakit.track.tracking import track_scores
+
+    run, prepared = evaluation.model_set.run, evaluation.model_set.prepared
+    if not (run and prepared and prepared.recipe.track):
+        return
+    scores: dict[str, dict[str, float]] = {}
+    for model in evaluation.models:
+        spec = model.spec
+        is_own = spec.prepared is prepared or spec.given == str(run.folder)
+        if is_own and spec.prompting is None and spec.kind != "gguf":
+            scores.setdefault(spec.kind, model.scores)  # the first one: those after it are on other quantizations
+    try:
+        with run.shared():
+            track_scores(run, prepared.recipe.track, scores, progress)
+    except UserError as error:  # a training has begun in the folder meanwhile
+        progress.warn(str(error))
 
 
 def _with_rival(

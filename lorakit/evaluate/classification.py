@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.answers import reference_of, until_stop
 from lorakit.data.dataset import Examples
-from lorakit.evaluate.forward import until_stop
 from lorakit.evaluate.metric import Measure, mean, ratio
-from lorakit.evaluate.rendering import RenderedRows, reference_of
+from lorakit.evaluate.rendering import RenderedRows
 
 FORMAT = "classification"
 BINS = 15

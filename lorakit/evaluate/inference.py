@@ -30,10 +30,11 @@ from lorakit.distributed.sharing import share_out
 from lorakit.errors import LorakitError
 from lorakit.evaluate import llama_cpp_forward
 from lorakit.evaluate.classification import Labels
-from lorakit.evaluate.forward import Answer, greedy_answers, label_loglikelihoods, row_losses
+from lorakit.evaluate.forward import label_loglikelihoods, row_losses
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.rendering import RenderedRows, Row
 from lorakit.model.fused_lora import fused_lora
+from lorakit.model.generation import Answer, greedy_answers
 from lorakit.model.llama_cpp import GgufModel
 from lorakit.model.load import load_model
 from lorakit.model.peft_adapter import SharedBase
@@ -179,7 +180,7 @@ class EvalModel:
 
         def compute_rows(some: list[int], share: list[int]) -> list[Any]:
             numbers, model = [some[at] for at in share], self.loader.model_of(self.spec)
-            with nullcontext() if self.spec.gguf else fused_lora(model):
+            with nullcontext() if self.spec.gguf else fused_lora(model), torch.inference_mode():
                 work(model, numbers, lambda values: file.add({keys[numbers[at]]: one for at, one in values.items()}))
             return [file.lines[keys[number]] for number in numbers]
 

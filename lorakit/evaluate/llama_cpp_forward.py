@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from lorakit.amounts import decimal_bytes
+from lorakit.data.answers import until_stop
 from lorakit.data.rows import IGNORED
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.forward import BROKEN, Answer, LabelPath, answer_rooms, in_batches, label_paths, until_stop
+from lorakit.evaluate.forward import BROKEN, LabelPath, label_paths
 from lorakit.hardware.machine import processor
+from lorakit.model.generation import Answer, answer_rooms, in_batches
 from lorakit.model.llama_cpp import GgufModel, Token
 from lorakit.progress import Progress
 

@@ -19,10 +19,10 @@ from lorakit.data.chat_prompts import answer_to, read_conversations
 from lorakit.data.chat_template.templated_row import TemplatedRow
 from lorakit.data.rows import IGNORED, Message, RowError
 from lorakit.errors import UserError, first_line
-from lorakit.evaluate.forward import Answer
 from lorakit.evaluate.metric import Comparison, Measure, compare
 from lorakit.evaluate.models import Choice, EvalModelSpec, ModelSet, Prompting
 from lorakit.evaluate.rendering import RenderedRows, Turns, data_section, row_template
+from lorakit.model.generation import Answer
 from lorakit.prepare import GivenRows
 from lorakit.progress import Progress
 from lorakit.recipe.schema import Baselines, Recipe

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.data.answers import reference_of
 from lorakit.data.chat_template import ChatTemplate, NoChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.examples import examples_of, tokenizer_sha256
@@ -16,7 +17,6 @@ from lorakit.data.report import SourceReport
 from lorakit.data.rows import IGNORED, Message
 from lorakit.data.template_source import writes_date
 from lorakit.errors import UserError
-from lorakit.evaluate.forward import decode_answer, until_stop
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.model.config_values import Positions
 from lorakit.model.gguf_tokenizer import has_vocabulary_of
@@ -93,11 +93,6 @@ def _answer_starts(row: Row, turns: Turns) -> list[int]:
         return [last]
     starts = [at for at, label in enumerate(labels) if label != IGNORED and (at == 0 or labels[at - 1] == IGNORED)]
     return starts if starts and starts[-1] == last and starts[0] > 0 else [last]
-
-
-def reference_of(row: Row, tokenizer: Any, stop_ids: Sequence[int], start: int | None = None) -> str:
-    """The text of a row's answer that begins at `start`, by default its last one."""
-    return decode_answer(until_stop(row["input_ids"][row["answer"] if start is None else start :], stop_ids), tokenizer)
 
 
 def render_for_models(

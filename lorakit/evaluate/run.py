@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.answers import decode_answer
 from lorakit.data.rows import IGNORED
 from lorakit.errors import UserError
 from lorakit.evaluate import inference
 from lorakit.evaluate.classification import Labels, LabelScores, labels_of, score_labels
 from lorakit.evaluate.diagnosis.examination import Examination, diagnose_models
 from lorakit.evaluate.diagnosis.finding import Finding
-from lorakit.evaluate.forward import decode_answer, trained_tokens
+from lorakit.evaluate.forward import trained_tokens
 from lorakit.evaluate.metric import (
     Comparison,
     Measure,

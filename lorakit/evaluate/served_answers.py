@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.answers import after_thought
 from lorakit.data.chat_prompts import ChatPrompt, prompt_before, read_conversations
 from lorakit.distributed.processes import on_first
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.forward import after_thought
 from lorakit.evaluate.inference import EvalModel, digest, open_cache
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
 from lorakit.evaluate.rendering import RenderedRows, data_section, row_template

@@ -48,7 +48,7 @@ _HOLES = 1.27
 _TRIED_TOKENS = 256
 # Tensors that may be on their way to main memory at once (lorakit/train/offloading.py).
 _ON_THEIR_WAY = 5
-# lorakit/evaluate/forward.py: rows and tokens that are answered together, by device.
+# lorakit/model/generation.py: rows and tokens that are answered together, by device.
 _EVAL_ROWS, _EVAL_ROWS_ON_CPU, _EVAL_SHARE, _EVAL_MIN_TOKENS = 256, 64, 0.25, 1 << 11
 # lorakit/merge/proof.py: the positions whose logits are kept of both models, in float32.
 _MERGE_LOGITS, _MERGE_POSITIONS = 1 << 25, 512

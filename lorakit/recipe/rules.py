@@ -222,6 +222,14 @@ def early_stopping_has_rows(recipe: Recipe, written: Written) -> Conflicts:
         yield ("train", "early_stopping"), reason, "Write data.eval, for example eval: 0.1."
 
 
+@reads("evaluate.samples", "data.eval")
+def samples_have_rows(recipe: Recipe, written: Written) -> Conflicts:
+    """`evaluate.samples` needs held-out rows: `data.eval`."""
+    if recipe.evaluate.samples and recipe.data.eval is None:
+        reason = "there are no held-out rows to answer"
+        yield ("evaluate", "samples"), reason, "Write data.eval, for example eval: 0.1, or samples: 0."
+
+
 @reads("model.add_tokens")
 def added_tokens_are_texts(recipe: Recipe, written: Written) -> Conflicts:
     """`model.add_tokens` has each text once, and none of white space alone."""

@@ -334,6 +334,9 @@ class Evaluate(Section):
     turns: Literal["last", "all"] = "last"
     """Which answers of a row are generated and scored: the last one, or each that is trained, after the row's own \
 turns before it; a metric is then averaged over each row's answers first."""
+    samples: Annotated[int, Field(ge=0, le=100)] = 0
+    """How many held-out rows the model answers at each evaluation while it trains, always the same: the first ones \
+that have a prompt and an answer."""
     baselines: Baselines = Baselines()
     """Prompting as a rival, in the same table."""
 

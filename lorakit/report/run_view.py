@@ -11,6 +11,7 @@ from lorakit.errors import first_line
 from lorakit.evaluate.diagnosis.finding import format_number
 from lorakit.report.chart import Chart, Line, draw
 from lorakit.report.curves import FEW, Curves, averaged, read_curves, smooth
+from lorakit.report.samples import LearnedRow, learned_rows
 from lorakit.report.scores import (
     AnsweredRow,
     ConfusionMatrix,
@@ -101,6 +102,7 @@ class RunView:
     charts: tuple[Chart, ...]
     held_out_losses: tuple[tuple[int, str], ...]
     memory_ran_out: tuple[int, ...]
+    learned: tuple[LearnedRow, ...]
     rows: tuple[RowsView, ...]
     samples: tuple[SampleView, ...]
     scored: str
@@ -172,6 +174,7 @@ def view_run(files: RunFiles, identifier: str, most_rows: int) -> RunView:
         part("curves", lambda: _charts(files)),
         tuple((int(step), f"{value:.4f}") for step, value in curves.held_out),
         curves.memory_ran_out,
+        part("samples, in log.jsonl", lambda: learned_rows(run)),
         part("data, in manifest.json", lambda: _rows_views(manifest)),
         part("samples.jsonl", lambda: _samples(run)),
         f"{scores.date[:16].replace('T', ' ')} UTC, {_rows_scored(scores)}" if scores else "",

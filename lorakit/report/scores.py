@@ -195,7 +195,7 @@ def _answered(scores: StoredScores, line: Mapping[str, Any], number: int, baseli
     answers = tuple(
         ModelAnswer(
             model,
-            _limited(texts[model]),
+            limited(texts[model]),
             isinstance(cut, list) and model in cut,
             format_score(marks.values[model][number], marks.unit) if model in marks.values else "",
         )
@@ -206,8 +206,8 @@ def _answered(scores: StoredScores, line: Mapping[str, Any], number: int, baseli
         number + 1,
         str(line.get("where") or ""),
         str(line.get("task") or ""),
-        _limited(line.get("prompt")),
-        _limited(line.get("reference")),
+        limited(line.get("prompt")),
+        limited(line.get("reference")),
         answers,
         texts.get(baseline) != texts.get(scores.model),
         marks.marks[number],
@@ -230,10 +230,11 @@ def confusion_matrices(scores: StoredScores) -> tuple[ConfusionMatrix, ...]:
     return tuple(matrices)
 
 
-def _limited(text: Any) -> str:
+def limited(text: Any, most: int = MOST_CHARACTERS) -> str:
+    """The beginning of a text, and how many characters follow; all of one that is not longer."""
     written = "" if text is None else str(text)
-    beyond = len(written) - MOST_CHARACTERS
-    return f"{written[:MOST_CHARACTERS]} … and {beyond:,} more characters" if beyond > 0 else written
+    beyond = len(written) - most
+    return f"{written[:most]} … and {beyond:,} more characters" if beyond > 0 else written
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lorakit.run_dir import Run
 from lorakit.share.runs import RunSummary, short_base, short_data, summarize_run
 
 _WIDEST, _MARGIN = 110, 14
-_TALL = 34  # lines from which a second chart fits
+_TALL, _LEAST_CHART = 34, 10  # lines from which a second chart fits, or one
 
 
 @dataclass
@@ -66,15 +66,26 @@ def frame(watch: RunWatch, summary: RunSummary, width: int, height: int) -> Fram
         head.append(f"memory ran out at step {', '.join(map(str, curves.memory_ran_out))}")
     if summary.reason:
         head.append(summary.reason)
+    head += _newest_samples(watch.run, height - len(head) - 2 - _LEAST_CHART)
     room = height - len(head) - 2
     losses = [Line("loss", averaged(curves.loss)), Line("held-out loss", curves.held_out)]
     charts = []
-    if curves.loss and room >= 10:
+    if curves.loss and room >= _LEAST_CHART:
         second = height >= _TALL and len(curves.grad_norm) > 1
         charts.append(terminal_chart("loss a trained token", losses, columns, room - (12 if second else 0)))
         if second:
             charts.append(terminal_chart("gradient norm", [Line("", averaged(curves.grad_norm))], columns, 12))
     return Frame("\n".join(line[:width] for line in head), tuple(charts))
+
+
+def _newest_samples(run: Run, most: int) -> list[str]:
+    """The newest answers to held-out rows (`evaluate.samples`), a line each, in at most so many lines."""
+    line = next((one for one in run.read_log("samples") if isinstance(one.get("samples"), list)), None)
+    samples = [one for one in line["samples"] if isinstance(one, dict)] if line else []
+    if line is None or not samples or most < 2:
+        return []
+    answers = [f"  {one.get('row')}: {' '.join(str(one.get('answer')).split())}" for one in samples[: most - 1]]
+    return [f"held-out rows answered after step {line.get('step')}:", *answers]
 
 
 def _progress(watch: RunWatch, summary: RunSummary, columns: int) -> str:

@@ -62,7 +62,7 @@ def collect_contents(run: Run, options: PackOptions, scratch: Path, progress: Pr
     if options.merged:
         files |= _merged_files(run, names)
     if run.log.is_file():
-        files[run.log.name] = names.file(run.log)
+        files[run.log.name] = _log_file(run, options, names)
     files[run.recipe.name] = _recipe_text(plain_recipe(_portable(recipe), run.folder), names, progress)
     files[run.manifest.name] = _manifest_text(manifest, files, options, names)
     return files
@@ -180,6 +180,15 @@ def _score_files(run: Run, options: PackOptions, names: LocalNames, progress: Pr
                     part[key] = Path(part[key]).name
         files[f"eval/{file.name}"] = json_text(facts)
     return files
+
+
+def _log_file(run: Run, options: PackOptions, names: LocalNames) -> bytes | Path:
+    """The log; answers to held-out rows only where these are packed."""
+    content = names.file(run.log)
+    if options.held_out_rows:
+        return content
+    lines = (content if isinstance(content, bytes) else content.read_bytes()).splitlines(keepends=True)
+    return b"".join(line for line in lines if b'"samples"' not in line)
 
 
 def _merged_files(run: Run, names: LocalNames) -> dict[str, bytes | Path]:

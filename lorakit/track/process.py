@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread, Timer
@@ -26,6 +26,9 @@ from lorakit.track.trackers import OpenRun, TrackedRun, without_credentials
 
 PATIENCE = 60.0
 """How many seconds a tracker has for what is left, after the run has ended."""
+
+SCORES = "eval_scores/"
+"""How the names of final scores begin, which may be measured again."""
 
 Event = dict[str, Any]
 _noting = Lock()
@@ -127,7 +130,12 @@ def _log_until_end(opened: OpenRun, start: Event, events: Iterable[Event]) -> No
             callback.on_train_end(arguments, state, control, model=None)
             opened.close(event["end"])
             return
-        is_new = {name: state.global_step > opened.last_steps.get(name, -1) for name in event}
+        if samples := event.get("samples"):
+            rows = chain(start["rows"], repeat({}))  # of a run that goes on with fewer
+            opened.log_samples(state.global_step, [row | one for row, one in zip(rows, samples, strict=False)])
+            continue
+        last = opened.last_steps
+        is_new = {name: state.global_step > last.get(name, -1) or name.startswith(SCORES) for name in event}
         logs = {name: value for name, value in event.items() if name != "step" and is_new[name]}
         if logs:
             callback.on_log(arguments, state, control, logs=logs, model=None)

@@ -3,7 +3,7 @@
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -17,6 +17,11 @@ PROJECT = "lorakit"
 """The project of a run where neither the recipe nor the environment names one."""
 
 Name = Annotated[str, Field(min_length=1)]
+
+Sample = Mapping[str, Any]
+"""A held-out row that was answered: `row` (its place), `prompt`, `reference` and `answer`."""
+
+_SAMPLES, _PARTS = "eval/samples", ("row", "prompt", "reference", "answer")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class TrackedRun:
 class OpenRun:
     """A run that a tracker has opened. `place`: where a person finds it, in words; `close` is told whether the run is
     complete; `arguments`: what the callback reads of transformers' training arguments; `last_steps`: of a run that goes
-    on, the metrics that the tracker has already, up to which step."""
+    on, the metrics that the tracker has already, up to which step; `log_samples` is told the answers after a step."""
 
     callback: Any
     id: str
@@ -43,6 +48,23 @@ class OpenRun:
     close: Callable[[bool], Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     last_steps: Mapping[str, int] = field(default_factory=dict)
+    log_samples: Callable[[int, Sequence[Sample]], Any] = lambda step, samples: None
+
+
+def samples_as_rows(samples: Sequence[Sample]) -> list[list[str]]:
+    """The cells of a table: place, prompt, reference and answer."""
+    return [[sample.get(part, "") for part in _PARTS] for sample in samples]
+
+
+def samples_as_markdown(samples: Sequence[Sample]) -> str:
+    """Each part of each row as a text that is shown as it is."""
+    parts = []
+    for sample in samples:
+        parts.append(f"### {sample['row']}")
+        for part in _PARTS[1:]:
+            text = "\n".join(f"    {line}" for line in sample.get(part, "").splitlines())
+            parts += [f"**{part}**", text]
+    return "\n\n".join(parts) + "\n"
 
 
 def without_credentials(text: str) -> str:
@@ -60,7 +82,13 @@ def tensorboard(tracked: TrackedRun) -> OpenRun:
     # TensorBoard forgets what was written from this step on before the run went on.
     writer = SummaryWriter(folder, purge_step=tracked.step + 1 if tracked.id else None)
     place = f"{folder} (tensorboard --logdir {quote(folder)})"
-    return OpenRun(TensorBoardCallback(writer), tracked.id or tracked.name, place, lambda _: writer.close())
+    return OpenRun(
+        TensorBoardCallback(writer),
+        tracked.id or tracked.name,
+        place,
+        lambda _: writer.close(),
+        log_samples=lambda step, samples: writer.add_text(_SAMPLES, samples_as_markdown(samples), step),
+    )
 
 
 class WandbSettings(Section):
@@ -103,7 +131,18 @@ def wandb(settings: WandbSettings, tracked: TrackedRun) -> OpenRun:
     )
     folder = Path(run.dir).parent
     place = f"{folder} (wandb sync {quote(str(folder))})" if run.offline else str(run.url)
-    return OpenRun(WandbCallback(), run.id, place, lambda complete: run.finish(0 if complete else 1))
+
+    def log_samples(step: int, samples: Sequence[Sample]) -> None:
+        table = library.Table(columns=[*_PARTS], data=samples_as_rows(samples))
+        run.log({_SAMPLES: table, "train/global_step": step})
+
+    return OpenRun(
+        WandbCallback(),
+        run.id,
+        place,
+        lambda complete: run.finish(0 if complete else 1),
+        log_samples=log_samples,
+    )
 
 
 class MLflowSettings(Section):
@@ -147,6 +186,8 @@ def mlflow(settings: MLflowSettings, tracked: TrackedRun) -> OpenRun:
         f"{without_credentials(library.get_tracking_uri())}, experiment {experiment}",
         lambda complete: library.end_run("FINISHED" if complete else "KILLED"),
         last_steps=last_steps,
+        # A file for each step: what is sent a second time takes the place of the first.
+        log_samples=lambda step, samples: library.log_text(samples_as_markdown(samples), f"samples/step-{step:06d}.md"),
     )
 
 
@@ -170,6 +211,7 @@ def trackio(settings: TrackioSettings, tracked: TrackedRun) -> OpenRun:
     """Trackio, in a database in the run's folder, on a Hugging Face Space or on a server of your own."""
     if not os.environ.get("TRACKIO_DIR"):
         os.environ["TRACKIO_DIR"] = str(tracked.folder.absolute())  # which it reads when it is imported
+    import trackio as library
     from transformers.integrations import TrackioCallback
 
     project = settings.project or os.environ.get("TRACKIO_PROJECT") or PROJECT
@@ -186,4 +228,9 @@ def trackio(settings: TrackioSettings, tracked: TrackedRun) -> OpenRun:
         "trackio_static_space_id": False,  # no second Space at the end
         "hub_private_repo": settings.private,
     }
-    return OpenRun(TrackioCallback(), name, place, lambda _: None, arguments)
+
+    def log_samples(step: int, samples: Sequence[Sample]) -> None:
+        table = library.Table(columns=[*_PARTS], data=samples_as_rows(samples))
+        library.log({_SAMPLES: table, "train/global_step": step})
+
+    return OpenRun(TrackioCallback(), name, place, lambda _: None, arguments, log_samples=log_samples)

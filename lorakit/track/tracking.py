@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,13 @@ from lorakit.progress import Progress
 from lorakit.recipe.fields import entry_name, entry_settings
 from lorakit.registry import TRACKERS
 from lorakit.run_dir import Run
-from lorakit.track.process import PATIENCE
+from lorakit.track.process import PATIENCE, SCORES
 
 _SILENCE = 3.0  # seconds that a wait may take without being said
+_WHILE_TRAINING = (
+    "{name} does not follow this run any more: {reason}. The run does without; log.jsonl has every figure."
+)
+_AFTERWARDS = "{name} did not get the scores: {reason}. The run's eval/ has them."
 _START = "import sys; sys.path[:] = {path!r}; from lorakit.track.process import main; main()"
 
 
@@ -37,10 +42,11 @@ def refuse_missing_trackers(trackers: Sequence[Any]) -> None:
 
 
 class Tracking:
-    """The trackers of one run, once they are started. No call waits for them but `close`, which has a limit."""
+    """The trackers of one run, once they are started. No call waits for them but `close`, which has a limit. `lost`:
+    what is said of one that fails."""
 
-    def __init__(self, run: Run, progress: Progress) -> None:
-        self.run, self.progress = run, progress
+    def __init__(self, run: Run, progress: Progress, lost: str = _WHILE_TRAINING) -> None:
+        self.run, self.progress, self.lost = run, progress, lost
         self.following: set[str] = set()
         self.events: SimpleQueue[str | None] = SimpleQueue()
         self.replies: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
@@ -59,8 +65,9 @@ class Tracking:
             self._lose(f"{self.run.tracked} cannot be written: {error.strerror}")
             return
         described = [self._describe(tracker, ids, step) for tracker in trackers]
-        facts = {"name": self.run.recipe_name() or self.run.folder.name, "folder": str(self.run.folder)}
-        self._send(facts | {"ids": str(self.run.tracked), "config": config, "step": step, "trackers": described})
+        facts: dict[str, Any] = {"name": self.run.recipe_name() or self.run.folder.name, "folder": str(self.run.folder)}
+        facts |= {"ids": str(self.run.tracked), "config": config, "step": step, "rows": self.run.read_sampled_rows()}
+        self._send(facts | {"trackers": described})
         command = [sys.executable, "-c", _START.format(path=sys.path)]
         pipe, errors = subprocess.PIPE, None if os.environ.get("LORAKIT_DEBUG") else subprocess.DEVNULL
         try:  # in a session of its own: Ctrl-C is the training's
@@ -82,7 +89,7 @@ class Tracking:
             "settings": settings.model_dump() if settings else {},
             "folder": str(self.run.tracking / name),
             "id": ids[name],
-            "before": [line for line in before if "loss" in line or "eval_loss" in line],
+            "before": [line for line in before if {"loss", "eval_loss", "samples"} & line.keys()],
         }
 
     def _write(self, stream: IO[str]) -> None:
@@ -101,8 +108,8 @@ class Tracking:
         """Hand one document to the process, without waiting for it."""
         self.events.put(json.dumps(facts) + "\n")
 
-    def log(self, figures: Mapping[str, float | None]) -> None:
-        """Hand the figures of a `step` to the trackers, and report what became of them meanwhile."""
+    def log(self, figures: Mapping[str, Any]) -> None:
+        """Hand the figures of a `step`, or its `samples`, to the trackers, and report what became of them meanwhile."""
         if self.following:
             self._send({name: value for name, value in figures.items() if value is not None})
             while not self.replies.empty():
@@ -126,10 +133,7 @@ class Tracking:
     def _lose(self, reason: str, *names: str) -> None:
         for name in names or sorted(self.following):
             self.following.discard(name)
-            self.progress.warn(
-                f"{name} does not follow this run any more: {reason}. The run does without; {self.run.log.name} has "
-                "every figure."
-            )
+            self.progress.warn(self.lost.format(name=name, reason=reason))
 
     def close(self, complete: bool) -> None:
         """Wait until the trackers have all figures, as long as they may take; `complete`: whether the run is."""
@@ -160,11 +164,43 @@ def tracked_ids(run: Run) -> dict[str, str]:
 
 
 @contextmanager
-def track(run: Run, progress: Progress) -> Iterator[Tracking]:
-    """Within this trackers, once they are started, follow a run."""
-    tracking, complete = Tracking(run, progress), False
+def track(run: Run, progress: Progress, lost: str = _WHILE_TRAINING) -> Iterator[Tracking]:
+    """Within this trackers, once they are started, follow a run; `lost`: what is said of one that fails."""
+    tracking, complete = Tracking(run, progress, lost), False
     try:
         yield tracking
         complete = True
     finally:
         tracking.close(complete)
+
+
+def track_scores(
+    run: Run, trackers: Sequence[Any], scores: Mapping[str, Mapping[str, float]], progress: Progress
+) -> None:
+    """Send final scores, by model and metric, to those of a recipe's trackers that know the run: in the same tracked
+    run, at its last step."""
+    known = tracked_ids(run)
+    trackers = [tracker for tracker in trackers if entry_name(tracker) in known]
+    manifest = run.read_manifest()
+    if not trackers or not manifest.get("result"):
+        return
+    step = manifest["result"]["steps"]
+    named = {f"{model}/{metric}": value for model, of in scores.items() for metric, value in of.items()}
+    figures = {SCORES + re.sub(r"[^\w./ -]", "_", name, flags=re.ASCII): value for name, value in named.items()}
+    with track(run, progress, _AFTERWARDS) as tracking:
+        tracking.start(trackers, tracked_config(manifest), step)
+        tracking.log({"step": step, **figures})
+
+
+def tracked_config(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What trackers are told of a run before its first step: the resolved recipe, and what its card says besides. The
+    manifest of an older run may lack some of it."""
+
+    def some(section: Any, *names: str) -> dict[str, Any]:
+        return {name: section[name] for name in names if section and name in section}
+
+    facts = some(manifest, "versions", "machine", "parameters", "steps")
+    facts["base"] = some(manifest["base"], "origin", "commit", "quantization")
+    for side in ("train", "eval"):
+        facts[f"{side}_rows"] = some(manifest["data"].get(side), "kept", "trained_tokens")
+    return manifest["recipe"] | {"run": facts}

@@ -33,6 +33,7 @@ from lorakit.recipe.paths import input_paths
 from lorakit.recipe.schema import Recipe
 from lorakit.recipe.to_yaml import plain_recipe
 from lorakit.run_dir import BASE, FAILED, INTERRUPTED, RUNNING, Run, now, versions
+from lorakit.train.samples import sampled_rows
 from lorakit.train.setup import TrainingState
 
 _SAMPLES = 3
@@ -181,30 +182,18 @@ def initial_manifest(prepared: Prepared, state: TrainingState) -> dict[str, Any]
     }
 
 
-def tracked_config(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What trackers are told of a run before its first step: the resolved recipe, and what its card says besides. The
-    manifest of an older run may lack some of it."""
-
-    def some(section: Any, *names: str) -> dict[str, Any]:
-        return {name: section[name] for name in names if section and name in section}
-
-    facts = some(manifest, "versions", "machine", "parameters", "steps")
-    facts["base"] = some(manifest["base"], "origin", "commit", "quantization")
-    for side in ("train", "eval"):
-        facts[f"{side}_rows"] = some(manifest["data"].get(side), "kept", "trained_tokens")
-    return manifest["recipe"] | {"run": facts}
-
-
 def _sides(prepared: Prepared) -> dict[str, Examples]:
     return {"train": prepared.train} | ({"eval": prepared.held_out} if prepared.held_out else {})
 
 
 def sample_lines(prepared: Prepared) -> str:
-    """A few training rows as lines of JSON, each in stretches of text that are trained or not."""
+    """A few training rows as lines of JSON, each in stretches of text that are trained or not; then the held-out rows
+    that are answered as the model learns, each with its prompt and its reference."""
     lines = []
     for row in sample(prepared.train, _SAMPLES):
         stretches = decode_by_trained(prepared.tokenizer, row["input_ids"], row["labels"])
         lines.append(json.dumps({"where": row["where"], "stretches": stretches}, ensure_ascii=False) + "\n")
+    lines += [json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in sampled_rows(prepared)]
     return "".join(lines)
 
 

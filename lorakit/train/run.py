@@ -20,14 +20,14 @@ from lorakit.plan.schedule import warmup_steps
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.run_dir import COMPLETE, Run, now
-from lorakit.track.tracking import Tracking, track
+from lorakit.track.tracking import Tracking, track, tracked_config
 from lorakit.train.agreement import StopRequest
 from lorakit.train.block_check import choose_block_code
 from lorakit.train.checkpoint import restore_model_state
 from lorakit.train.micro_batching import MicroBatchRunner, compute_optimizations
 from lorakit.train.offloading import offload_activations
 from lorakit.train.preflight import check_loss, describe_probe, probe_longest, states_do_not_fit
-from lorakit.train.record import RunRecord, initial_manifest, sample_lines, save_result, tracked_config, whole_model
+from lorakit.train.record import RunRecord, initial_manifest, sample_lines, save_result, whole_model
 from lorakit.train.setup import set_up_training
 from lorakit.train.sharding import sharding_of
 from lorakit.train.trainer import SupervisedTrainer, TrainingHooks

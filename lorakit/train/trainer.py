@@ -46,6 +46,7 @@ from lorakit.train.checkpoint import (
     save_model_state,
 )
 from lorakit.train.micro_batching import MicroBatchRunner, StepLoss
+from lorakit.train.samples import SampleAnswers
 
 
 class EvaluationJudge(Protocol):
@@ -105,7 +106,7 @@ class SupervisedTrainer(SFTTrainer):
         self.sharding = runner.sharding
         self.shared: Any = None  # the optimizer, where the processes share out its states
         self.run, self.bar, self.stopping = run, bar, stopping
-        self.hooks, self.tracking = hooks, tracking
+        self.hooks, self.tracking, self.samples = hooks, tracking, SampleAnswers(runner)
         self.prepared, self.settings = prepared, prepared.recipe.train
         self.tokens, self.step_tokens, self.steps, self.busy, self.step_start = 0, 0, 0, 0.0, 0.0
         self.loss: StepLoss
@@ -212,12 +213,14 @@ class SupervisedTrainer(SFTTrainer):
                 scored = min(scored, len(some))
                 total, tokens, done = total + loss, tokens + count, done + scored
                 bar.advance(scored * world_size())
-        self.model.train()
         total, tokens = (sum(parts) for parts in zip(*gather((total, tokens)), strict=True))
         if not math.isfinite(total):
             refuse(LorakitError(f"step {step}: the held-out loss is {total}. Lower train.learning_rate."))
         metrics = {"eval_loss": total / tokens, "eval_seconds": time.monotonic() - start}
         self.log(dict(metrics))
+        if samples := self.samples.answer(step):
+            self._record({"step": step, "epoch": round(self.state.epoch or 0.0, 4), "samples": samples})
+        self.model.train()
         if self.hooks.judge:
             self.hooks.judge.hear(step, metrics["eval_loss"])
         self.control.should_evaluate = False

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.answers import reference_of
 from lorakit.data.cleaning.row_stats import RowStats, compute_row_stats
 from lorakit.data.filter_and_split import find_leaks
 from lorakit.data.rows import Conversation, RowContent, Text
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.metric import compare, mean, wilson
-from lorakit.evaluate.rendering import Row, reference_of
+from lorakit.evaluate.rendering import Row
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 

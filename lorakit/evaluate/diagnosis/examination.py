@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.linalg import block_diag
 
+from lorakit.data.answers import reference_of, until_stop
 from lorakit.data.general_texts import GeneralText, encode_text, read_general_texts
 from lorakit.errors import UserError
 from lorakit.evaluate.diagnosis import copying
@@ -19,11 +20,11 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.gguf_findings import measure_gguf
 from lorakit.evaluate.diagnosis.serving import add_server_findings
 from lorakit.evaluate.diagnosis.style import measure_style
-from lorakit.evaluate.forward import row_losses, trained_tokens, until_stop
+from lorakit.evaluate.forward import row_losses, trained_tokens
 from lorakit.evaluate.inference import EvalModel, Save, compute_losses, forward_passes
 from lorakit.evaluate.metric import Measure, compare, intervals, loss, ratio
 from lorakit.evaluate.models import EvalModelSpec, ModelSet, have_same_weights
-from lorakit.evaluate.rendering import Row, reference_of
+from lorakit.evaluate.rendering import Row
 from lorakit.evaluate.served_answers import ServedAnswers
 from lorakit.model.spec_from_meta import read_hf_config
 from lorakit.model.tokenizer import pad_token_id

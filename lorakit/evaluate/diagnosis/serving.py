@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from lorakit.amounts import counted
+from lorakit.data.answers import until_stop
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.chat_template.template_probe import compile_alternation
 from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.style import UNFINISHED
-from lorakit.evaluate.forward import until_stop
 from lorakit.evaluate.metric import wilson
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import RenderedRows, row_template

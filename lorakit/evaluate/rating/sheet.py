@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from lorakit.atomic_io import atomic_dir, exclusive_lock
+from lorakit.data.answers import decode_answer
 from lorakit.data.chat_prompts import ChatPrompt
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.formats import parse_record
@@ -20,7 +21,6 @@ from lorakit.data.readers import read_file, reading
 from lorakit.data.readers.text_stream import TextStream, decode_lines, read_whole_lines
 from lorakit.data.rows import Conversation, Message, RowError, kind
 from lorakit.errors import UserError
-from lorakit.evaluate.forward import decode_answer
 from lorakit.evaluate.inference import EvalModel, ModelLoader, generate_answers, loading_order
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import (
