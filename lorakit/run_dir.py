@@ -137,7 +137,7 @@ class Run:
         if not self.log.is_file():
             return
         sign = f'"{key}"'
-        for line in reversed(self.log.read_text(encoding="utf-8", errors="replace").splitlines()):
+        for line in reversed(self.log.read_text(encoding="utf-8", errors="replace").split("\n")):
             if sign in line:
                 with suppress(ValueError, RecursionError):
                     if isinstance(facts := json.loads(line), dict):
@@ -148,7 +148,7 @@ class Run:
         if not self.samples.is_file():
             return []
         rows = []
-        for line in self.samples.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.samples.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError, RecursionError):
                 facts = json.loads(line)
                 if isinstance(facts, dict) and all(isinstance(facts.get(key), str) for key in _SAMPLED):

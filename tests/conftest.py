@@ -42,6 +42,7 @@ _FIRST = [
     "test_doctor",
     "test_export_safety",
     "test_tracking",
+    "test_samples",
     "test_export_gguf",
     "test_export_lora",
     "test_eval_gguf",

@@ -107,6 +107,15 @@ def test_answers_that_are_made_up_again_take_the_place_of_the_first(tmp_path):
     assert run.log.read_text() == '{"step": 4, "loss": 1.0}\n'
 
 
+def test_a_prompt_may_have_line_separators_of_unicode(tmp_path):
+    run = Run(tmp_path)
+    row = {"where": "eval.jsonl:1", "prompt": "one\u2028two", "reference": "three\x85four"}
+    run.samples.write_text(
+        json.dumps({"where": "a", "stretches": []}) + "\n" + json.dumps(row, ensure_ascii=False) + "\n"
+    )
+    assert run.read_sampled_rows() == [{"prompt": "one\u2028two", "reference": "three\x85four"}]
+
+
 def test_a_run_whose_rows_cannot_be_answered_goes_on_without(recipe_file, tmp_path, monkeypatch):
     """Memory runs out on one row alone: it is said once, and not tried again."""
     asked = []

@@ -59,7 +59,7 @@ def in_batches(
             if len(batch) == 1:
                 raise LorakitError(
                     f"out of memory on one row of {size(batch[0]):,} tokens. Give shorter rows, a smaller "
-                    "--max-new-tokens, or a machine with more memory."
+                    "max_new_tokens, or a machine with more memory."
                 )
             rows = len(batch) // 2
             continue
