@@ -18,7 +18,8 @@ from lorakit.cli import main
 from lorakit.distributed.processes import rank
 from lorakit.distributed.sharing import own_share, share_out
 from lorakit.evaluate import forward, inference
-from lorakit.evaluate.benchmarks.run import BenchmarkSettings, run_benchmark
+from lorakit.evaluate.benchmarks.run import run_benchmark
+from lorakit.evaluate.benchmarks.settings import BenchmarkSettings
 from lorakit.evaluate.diagnosis.examination import create_examination
 from lorakit.evaluate.models import resolve_models
 from lorakit.evaluate.run import EvalSettings, score_models

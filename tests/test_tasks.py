@@ -4,6 +4,7 @@ import copy
 import json
 import socket
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,14 @@ from conftest import TOPICS
 from test_smollm2 import SMOL
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'lorakit[tasks]'")
+from lm_eval.models.huggingface import HFLM
+
 from lorakit.errors import LorakitError, UserError
-from lorakit.evaluate.benchmarks.run import BenchmarkSettings, compare_tasks, run_tasks
+from lorakit.evaluate.benchmarks.confined_code import ConfinedCode
+from lorakit.evaluate.benchmarks.harness import LmEvalModel
+from lorakit.evaluate.benchmarks.run import compare_tasks, run_tasks
+from lorakit.evaluate.benchmarks.settings import BenchmarkSettings
 from lorakit.evaluate.classification import score_labels
 from lorakit.evaluate.forward import label_loglikelihoods
 from lorakit.progress import Silent
@@ -338,12 +345,84 @@ def test_a_task_that_cannot_be_used_says_why(case, model, tokenizer, task_folder
         run(model, tokenizer, ["choice"], task_folder(choice=CHOICE | change))
 
 
-def test_generated_code_runs_where_it_is_allowed_by_hand(model, tokenizer, task_folder):
-    import os
+PROBLEMS = [
+    {"prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    assert f() is None"},
+    {"prompt": "def f():\n    return 1\n", "entry_point": "f", "test": "def check(f):\n    assert f() == 1"},
+    {"prompt": "def f():\n    while True: pass\n", "entry_point": "f", "test": "def check(f):\n    f()"},
+]
 
-    folder = task_folder(choice=CHOICE | {"unsafe_code": True})
-    assert len(run(model, tokenizer, ["choice"], folder, limit=2, allow_code=True)[0].rows_of) == 2
-    assert "HF_ALLOW_CODE_EVAL" not in os.environ
+
+def humaneval(folder, **changes):
+    """lm-eval's own HumanEval under another name, on problems of ours whose answers the model adds nothing to."""
+    from lm_eval import tasks
+
+    source = Path(tasks.__file__).parent / "humaneval"
+    config = (source / "humaneval.yaml").read_text().replace("task: humaneval", "task: problems")
+    for old, new in changes.items():
+        config = config.replace(old, new)
+    (folder / "problems.yaml").write_text(config.replace("max_gen_toks: 1024", "max_gen_toks: 1"))
+    (folder / "utils.py").write_text((source / "utils.py").read_text())
+    (folder / "HumanEval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    return folder
+
+
+def test_generated_code_runs_confined_where_it_is_allowed_by_hand(model, tokenizer, tmp_path, monkeypatch):
+    """The right program, a program that is no Python after what the model adds, and an endless one."""
+    monkeypatch.setattr(ConfinedCode.compute, "__defaults__", (*ConfinedCode.compute.__defaults__[:-1], 0.5))
+    folder = humaneval(tmp_path)
+    with pytest.raises(UserError, match=r"problems runs the Python that the model writes.*--allow-code"):
+        run(model, tokenizer, ["problems"], folder, data=folder)
+    monkeypatch.setattr(LmEvalModel, "_greedy", lambda self, requests: ["", "    return 2", ""][: len(requests)])
+    (score,) = run(model, tokenizer, ["problems"], folder, data=folder, allow_code=True)
+    assert score.name == "problems pass@1 (create_test)" and len(score.rows_of) == 3
+    assert score.value == pytest.approx(1 / 3)
+
+
+def test_code_that_a_task_runs_by_itself_is_refused(model, tokenizer, tmp_path):
+    """lm-eval's flag says that a task runs code, not how: what is not the confined metric's would be free."""
+    folder = humaneval(tmp_path)
+    (folder / "utils.py").write_text(
+        "def pass_at_k(references, predictions, k):\n    return 1\n\n"
+        "def build_predictions(resps, docs):\n    return resps\n"
+    )
+    with pytest.raises(UserError, match="problems runs the code that models write by a program of its own"):
+        run(model, tokenizer, ["problems"], folder, data=folder, allow_code=True)
+
+
+def generations(prompts, text):
+    """Requests of lm-eval for answers that end at a text."""
+    from lm_eval.api.instance import Instance
+
+    settings = {"until": [text, "</s>"], "max_gen_toks": 24, "do_sample": False}
+    return [Instance("generate_until", {}, (request, dict(settings)), at) for at, request in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("ends", [None, 5])
+def test_answers_are_those_of_lm_eval_with_any_stop_text(model, tokenizer, harness, ends):
+    """Each text of two tokens that the model writes somewhere is a stop text once; some answers go on to the end."""
+    lm = LmEvalModel(model, tokenizer, None, "base", Silent())
+    prompts = [f"Question: {row['question']}\nAnswer:{' so' * (at % 5)}" for at, row in enumerate(questions(12))]
+    model.generation_config.eos_token_id = ends
+    written = HFLM.generate_until(lm, generations(prompts, "\0"))
+    assert len(set(written)) > 1
+    for at in (3, 9, 16):
+        requests = generations(prompts, written[0][at : at + 4])
+        theirs = HFLM.generate_until(lm, requests)
+        assert lm.generate_until(requests) == theirs and any(
+            one != two for one, two in zip(theirs, written, strict=True)
+        )
+
+
+def test_a_model_whose_own_settings_are_more_than_greedy_is_left_to_lm_eval(model, tokenizer, harness):
+    own = copy.deepcopy(model)
+    own.generation_config.repetition_penalty = 1.5
+    lm = LmEvalModel(own, tokenizer, None, "base", Silent())
+    prompts = [f"Question: {row['question']}\nAnswer:" for row in questions(4)]
+    requests = generations(prompts, "\0")
+    theirs = HFLM.generate_until(lm, requests)
+    assert lm.generate_until(requests) == theirs
+    plain = LmEvalModel(model, tokenizer, None, "base", Silent())
+    assert plain.generate_until(generations(prompts, "\0")) != theirs
 
 
 def test_a_column_that_is_not_there_fails_without_a_traceback(model, tokenizer, task_folder):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch.nn.functional import pad as pad_last
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -26,10 +27,12 @@ _SHARE = 0.25
 _LEAST, _MOST = 1 << 11, 1 << 20
 # Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free, up to here.
 _PROMPTS, _PROMPTS_ON_CPU = 256, 64
-# A batch of which no more than this share is still being written ends: the rest goes on in a smaller one.
+# A batch of which no more than this share is still being written shrinks to the rest.
 _LIVE = 0.5
-# A batch does not end early with fewer rows or after fewer tokens: computing the prompts again costs more.
-_WORTHWHILE_ROWS, _WORTHWHILE_TOKENS = 16, 16
+# It does not with fewer rows or after fewer tokens, which would cost more than it saves.
+_WORTHWHILE_ROWS, _WORTHWHILE_TOKENS = 4, 16
+# Where no more than this share of the rows that it began with is left, they go on beside the rows of another batch.
+_FEW = 1 / 8
 
 
 def tokens_at_once(model: Any) -> int:
@@ -77,10 +80,28 @@ class Answer(NamedTuple):
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Stops:
+    """What ends an answer: tokens of `ids`, and `texts` wherever they come in what is written, which are kept."""
+
+    ids: Sequence[int]
+    texts: Sequence[str] = ()
+    tokenizer: Any = None
+
+    def in_texts(self, answers: Sequence[Sequence[int]], new: int) -> list[bool]:
+        """Whether a text ends in one of the last `new` tokens of each answer."""
+        if not self.texts:
+            return [False] * len(answers)
+        # A token may be one byte.
+        window = new + max(len(text.encode()) for text in self.texts)
+        written = self.tokenizer.batch_decode([answer[-window:] for answer in answers])
+        return [any(text in one for text in self.texts) for one in written]
+
+
 @dataclass(eq=False)
 class _Draft:
     """A prompt and the tokens generated so far, at most `room`; the last one needs no position. `ended`: by a stop
-    token."""
+    token or text."""
 
     number: int
     prompt: Sequence[int]
@@ -88,13 +109,19 @@ class _Draft:
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
-    def extend(self, tokens: Sequence[int], stop_ids: Sequence[int]) -> None:
+    def extend(self, tokens: Sequence[int], stops: Stops) -> None:
         """Add tokens up to one that ends the answer, which is not one of its own."""
-        for token in tokens[: self.room - len(self.tokens)]:
-            if token in stop_ids:
+        before = len(self.tokens)
+        for token in tokens[: self.room - before]:
+            if token in stops.ids:
                 self.ended = True
-                return
+                break
             self.tokens.append(token)
+        self.ended |= any(stops.in_texts([self.tokens], len(self.tokens) - before))
+
+    @property
+    def live(self) -> bool:
+        return len(self.tokens) < self.room and not self.ended
 
 
 def answer_rooms(prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None) -> list[int]:
@@ -116,22 +143,27 @@ def greedy_answers(
     label: str,
     progress: Progress,
     done: Callable[[dict[int, Answer]], None] = lambda answers: None,
-    generate: Callable[..., torch.Tensor] | None = None,
+    generate: Callable[..., Any] | None = None,
+    stop_texts: Sequence[str] = (),
+    tokenizer: Any = None,
 ) -> list[Answer]:
     """The model's greedy answer to each prompt (token ids): always the most likely token. An answer ends at one of
     `stop_ids`, after `max_new_tokens`, or at the model's last position if it has no embeddings for more. The model's
     own generation_config is not used. `done` gets the answers of each batch by the number of their prompt. A UserError
     if a prompt is longer than the model's positions. `generate`: takes the place of the model's own where processes
-    make the same passes; batches then do not depend on what memory one of them has."""
+    make the same passes; batches then do not depend on what memory one of them has. `stop_texts`: end an answer too,
+    which has them and may have more; the `tokenizer` reads them."""
     causal = causal_of(model)
     positions = positions_of(causal.config.to_dict())
     limit = positions.limit if positions and positions.hard else None  # of the embeddings of positions
     rooms = answer_rooms(prompts, max_new_tokens, limit)
     drafts = [_Draft(number, prompt, room) for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))]
     answers: dict[int, Answer] = {}
+    stops = Stops(stop_ids, stop_texts, tokenizer)
 
     def work(batch: list[_Draft]) -> list[_Draft]:
-        left = _continue(generate or causal.generate, causal.device, batch, stop_ids, limit, pad)
+        _continue(generate or causal.generate, causal.device, batch, stops, limit, pad)
+        left = [draft for draft in batch if draft.live]
         finished = {}
         for draft in (draft for draft in batch if draft not in left):
             finished[draft.number] = Answer(tuple(draft.tokens), draft.ended)
@@ -152,45 +184,58 @@ def greedy_answers(
 
 
 def _continue(
-    generate: Callable[..., torch.Tensor],
-    device: torch.device,
-    batch: list[_Draft],
-    stop_ids: Sequence[int],
-    limit: int | None,
-    pad: int,
-) -> list[_Draft]:
-    """Generate more tokens for each prompt of a batch. Returns those that are not finished."""
+    generate: Callable[..., Any], device: torch.device, batch: list[_Draft], stops: Stops, limit: int | None, pad: int
+) -> None:
+    """Generate more tokens for each prompt of a batch, all that most of them need."""
     rows = [torch.tensor([*draft.prompt, *draft.tokens], dtype=torch.long) for draft in batch]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-    longest = ids.shape[1]
-    most = max(draft.room - len(draft.tokens) for draft in batch)
-    output = generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        max_new_tokens=most if limit is None else min(most, limit + 1 - longest),
-        do_sample=False,
-        use_cache=True,
-        eos_token_id=list(stop_ids) or None,
-        pad_token_id=pad,
-        stopping_criteria=StoppingCriteriaList([_MostAreDone(batch, stop_ids)]),
-    )
-    for draft, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
-        draft.extend(tokens, stop_ids)
-    return [draft for draft in batch if len(draft.tokens) < draft.room and not draft.ended]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left").to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left").to(device)
+    live, cache = batch, None
+    while live:
+        longest = ids.shape[1]
+        most = max(draft.room - len(draft.tokens) for draft in live)
+        output = generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=most if limit is None else min(most, limit + 1 - longest),
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=list(stops.ids) or None,
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([_MostAreDone(live, stops)]),
+            return_dict_in_generate=True,
+        )
+        for draft, tokens in zip(live, output.sequences[:, longest:].tolist(), strict=True):
+            draft.extend(tokens, stops)
+        left = [number for number, draft in enumerate(live) if draft.live]
+        cache = output.past_key_values
+        if len(left) <= _FEW * len(batch) or not hasattr(cache, "batch_select_indices"):
+            return
+        # The rest goes on from its keys and values: computing the prompts again would cost more than many tokens.
+        chosen = torch.tensor(left, device=device)
+        cache.batch_select_indices(chosen)
+        ids = output.sequences[chosen]
+        mask = pad_last(mask[chosen], (0, ids.shape[1] - longest), value=1)
+        live = [live[number] for number in left]
 
 
 class _MostAreDone(StoppingCriteria):
     """Ends a batch early when most of its rows are finished, since they would be computed in vain."""
 
-    def __init__(self, batch: list[_Draft], stop_ids: Sequence[int]) -> None:
+    def __init__(self, batch: list[_Draft], stops: Stops) -> None:
+        self.batch, self.stops = batch, stops
         self.live = torch.ones(len(batch), dtype=torch.bool)
         self.left = torch.tensor([draft.room - len(draft.tokens) for draft in batch])
-        self.stops, self.tokens = torch.tensor(list(stop_ids), dtype=torch.long), 0
+        self.ids, self.tokens = torch.tensor(list(stops.ids), dtype=torch.long), 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self.tokens += 1
-        self.live &= ~torch.isin(input_ids[:, -1].cpu(), self.stops) & (self.tokens < self.left)
+        self.live &= ~torch.isin(input_ids[:, -1].cpu(), self.ids) & (self.tokens < self.left)
+        if self.stops.texts:
+            numbers = self.live.nonzero()[:, 0].tolist()
+            written = [[*self.batch[at].tokens, *input_ids[at, -self.tokens :].tolist()] for at in numbers]
+            self.live[numbers] = ~torch.tensor(self.stops.in_texts(written, 1), dtype=torch.bool)
         worthwhile = len(self.live) >= _WORTHWHILE_ROWS and self.tokens >= _WORTHWHILE_TOKENS
-        over = worthwhile and int(self.live.sum()) <= _LIVE * len(self.live)
+        over = not self.live.any() or (worthwhile and int(self.live.sum()) <= _LIVE * len(self.live))
         return torch.full((len(self.live),), over, dtype=torch.bool, device=input_ids.device)

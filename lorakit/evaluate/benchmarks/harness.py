@@ -5,11 +5,11 @@ Imports lm-eval (the extra `tasks`): import this module only where a benchmark i
 
 import copy
 import logging
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +26,17 @@ import yaml
 from lm_eval.api.registry import metric_registry
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 
 from lorakit.distributed.sharing import share_out
 from lorakit.errors import LorakitError, UserError
-from lorakit.progress import Progress
+from lorakit.evaluate.benchmarks.confined_code import METRIC, ConfinedCode, check_confinement
+from lorakit.evaluate.benchmarks.local_data import LocalData
+from lorakit.evaluate.benchmarks.settings import BenchmarkSettings
+from lorakit.model.generation import greedy_answers
+from lorakit.model.loss import causal_of
+from lorakit.progress import Progress, Silent
 from lorakit.recipe.did_you_mean import nearest
 
 # What load_dataset reads from files on this machine; any other dataset_path is a folder, or a dataset of the hub.
@@ -39,29 +45,77 @@ _LISTED = 20
 # lm-eval's own defaults, so that the drawn examples are those of its command line.
 _SEED_PYTHON, _SEED = 0, 1234
 _BATCH_SIZE = 8
-_CODE_CONSENT = "HF_ALLOW_CODE_EVAL"
+# Settings of a generation_config.json that change nothing where always the likeliest token is taken.
+_OF_NO_EFFECT = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p", "min_p"),
+    *("typical_p", "max_length", "transformers_version", "_from_model_config", "use_cache", "output_attentions"),
+    *("output_hidden_states", "cache_implementation", "return_dict_in_generate", "output_scores"),
+}
 _MODULES_WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
 # Every model in memory, and every run without a chat template, is warned of these.
 _USELESS_WARNINGS = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
 
 
-def load_tasks(names: Sequence[str], include: Path | None, allow_code: bool) -> dict[str, Any]:
-    """The tasks and groups of these names with their data, as lm-eval's `evaluate` takes them. An error if there is no
-    such task, its file or data cannot be read, or it runs code without `allow_code`."""
-    manager = _open_manager(names, include)
+def load_tasks(settings: BenchmarkSettings) -> dict[str, Any]:
+    """The tasks and groups with their data, as lm-eval's `evaluate` takes them. An error if there is no such task, its
+    file or data cannot be read, or it runs code without `allow_code`."""
+    names = list(dict.fromkeys(settings.tasks))
+    local = None if settings.data is None else LocalData(settings.data)
+    manager = _open_manager(names, settings.include)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
         configs = list(_configs(manager.task_index, name))
-        if not allow_code:
+        if not settings.allow_code:
             for config in configs:
                 _refuse_code(name, config)
+        if any(config.get("unsafe_code") for config in configs):
+            check_confinement()
         try:
-            of_name = manager.load([name])
+            with _own_sources(local):
+                of_name = manager.load([name])
+        except LorakitError:
+            raise
         except Exception as error:  # whatever a task file makes lm-eval, datasets or the file's own Python raise
             raise _loading_error(name, configs, error) from error
         for part, of_all in loaded.items():
             of_all.update(of_name.get(part, {}))
+    for name, task in loaded["tasks"].items():
+        _refuse_unconfined_code(name, task)
     return loaded
+
+
+@contextmanager
+def _own_sources(local: LocalData | None) -> Iterator[None]:
+    """Within it, tasks get `local` data where they ask for the hub's, and in place of the hub's metric that runs
+    generated code one that confines it."""
+    load_dataset, load_metric = datasets.load_dataset, metric_scripts.load
+
+    def dataset(path: str, name: str | None = None, **options: Any) -> Any:
+        if local is None or path in _FILE_FORMATS or Path(path).exists():
+            return load_dataset(path, name, **options)
+        return local.load(path, name, **options)
+
+    def metric(path: str, *given: Any, **options: Any) -> Any:
+        return ConfinedCode() if path == METRIC else load_metric(path, *given, **options)
+
+    datasets.load_dataset, metric_scripts.load = dataset, metric
+    try:
+        yield
+    finally:
+        datasets.load_dataset, metric_scripts.load = load_dataset, load_metric
+
+
+def _refuse_unconfined_code(name: str, task: Any) -> None:
+    """An error if a task runs generated code in a way of its own: none of its metrics has a `ConfinedCode`."""
+    if not task.get_config("unsafe_code"):
+        return
+    functions = [getattr(function, "__self__", function) for function in task._metric_fn_list.values()]
+    scopes = [getattr(function, "__globals__", {}) for function in (*functions, task.config.process_results)]
+    if not any(isinstance(value, ConfinedCode) for scope in scopes for value in scope.values()):
+        raise UserError(
+            f"--tasks: {name} runs the code that models write by a program of its own, which lorakit cannot confine. "
+            "Run it with lm-eval, in a container without network."
+        )
 
 
 def _open_manager(names: Sequence[str], include: Path | None) -> Any:
@@ -137,8 +191,8 @@ def _refuse_code(name: str, config: Mapping[str, Any]) -> None:
     """Refuse what runs code that nobody on this machine wrote. Loading such a task is enough to run some."""
     if config.get("unsafe_code"):
         raise UserError(
-            f"--tasks: {name} runs the Python that the model writes, on this machine and with your rights. Where that "
-            "is acceptable, such as in a container without network, add --allow-code."
+            f"--tasks: {name} runs the Python that the model writes. With --allow-code it runs here, in processes that "
+            "cannot write files, use the network or start programs."
         )
     for metric in config.get("metric_list") or []:
         word = str(metric.get("metric"))
@@ -165,8 +219,8 @@ def _loading_error(name: str, configs: Sequence[Mapping[str, Any]], error: Excep
     if remote and (isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore"))):
         return LorakitError(
             f"--tasks: {name}: could not fetch its data from the hub: {', '.join(remote[:_LISTED])}. It needs "
-            "a network, once; without one, write a task on a local file (dataset_path: json) and name its folder with "
-            f"--tasks-path. ({reason})"
+            "a network, once; without one, put the files into a folder and give it with --benchmark-data. "
+            f"({reason})"
         )
     return UserError(
         f"--tasks: {name}: lm-eval cannot make a task of its file: {reason}. Paths in dataset_kwargs are relative to "
@@ -202,7 +256,55 @@ class LmEvalModel(HFLM):
         return self._share_out("texts", requests, super().loglikelihood_rolling)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        return self._share_out("answers", requests, super().generate_until)
+        return self._share_out("answers", requests, self._generate)
+
+    def _generate(self, requests: list[Any]) -> list[str]:
+        """Greedy answers as lorakit generates them, in batches that shrink as rows end; all else as lm-eval does."""
+        kinds: dict[str, list[int]] = {}
+        for at, request in enumerate(requests):
+            kinds.setdefault(repr(request.args[1]), []).append(at)
+        answers: dict[int, str] = {}
+        for numbers in kinds.values():
+            some = [requests[at] for at in numbers]
+            texts = self._greedy(some) if self._is_greedy(some[0].args[1]) else super().generate_until(some)
+            answers |= zip(numbers, texts, strict=True)
+        return [answers[at] for at in range(len(requests))]
+
+    def _is_greedy(self, settings: dict[str, Any]) -> bool:
+        """Whether always the likeliest token is taken, by these settings and those of the model's own file."""
+        wanted = normalize_gen_kwargs(settings, self.max_gen_toks)
+        own = causal_of(self.model).generation_config.to_diff_dict()
+        others = {key: wanted[key] for key in wanted if key not in ("until", "max_gen_toks")}
+        plain = others in ({"do_sample": False}, {"do_sample": False, "temperature": 0.0})
+        return plain and own.keys() <= _OF_NO_EFFECT and self.max_length > wanted["max_gen_toks"]
+
+    def _greedy(self, requests: list[Any]) -> list[str]:
+        """What lm-eval's own generate_until answers to requests of the same settings."""
+        settings = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        until = handle_stop_sequences(settings["until"], self.tok_decode(self.eot_token_id, skip_special_tokens=False))
+        until = [text for text in until if text]
+        room = self.max_length - settings["max_gen_toks"]
+        encode = partial(self.tok_batch_encode, left_truncate_len=room, truncation=self.truncation)
+        prompts = [encode([request.args[0]])[0][0].tolist() for request in requests]
+        ends = causal_of(self.model).generation_config.eos_token_id
+
+        def count(done: Mapping[int, Any]) -> None:
+            for _ in done:
+                self.cache_hook.add_partial()
+
+        answers = greedy_answers(
+            self.model,
+            prompts,
+            [ends] if isinstance(ends, int) else ends or [],
+            settings["max_gen_toks"],
+            self.tokenizer.pad_token_id,
+            "",
+            Silent(),
+            count,
+            stop_texts=until,
+            tokenizer=self.tokenizer,
+        )
+        return [postprocess_generated_text(self.tok_decode(list(one.tokens)), until, None) for one in answers]
 
     def _share_out(self, what: str, requests: list[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
         """The answers to all requests. Those of one document are one process's: lm-eval computes what they have in
@@ -225,30 +327,28 @@ class LmEvalModel(HFLM):
         return [answers[at] for at in range(len(requests))]
 
 
-def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, limit: int | None, chat: bool, allow_code: bool) -> Any:
+def run_lm_eval(lm_eval_model: LmEvalModel, loaded: Any, settings: BenchmarkSettings) -> Any:
     """lm-eval's results, with every sample, on the tasks that its TaskManager loaded. By `evaluate` and not
-    `simple_evaluate`, which asks git, pip and the hub about this machine and this model."""
+    `simple_evaluate`, which asks git, pip and the hub about this machine and this model. Tasks that insist on no
+    examples get none, as there."""
     for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+        own = task.get_config("num_fewshot")
+        if own is None or (settings.shots is not None and own != 0):
+            task.set_config(key="num_fewshot", value=settings.shots or 0)
         task.set_fewshot_seed(seed=_SEED)
     random.seed(_SEED_PYTHON)
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
-    os.environ[_CODE_CONSENT] = "1" if allow_code else "0"  # asked for by the library that runs generated code
-    try:
-        return evaluate(
-            lm=lm_eval_model,
-            task_dict=loaded,
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=chat,
-            confirm_run_unsafe_code=allow_code,
-        )
-    finally:
-        del os.environ[_CODE_CONSENT]
+    return evaluate(
+        lm=lm_eval_model,
+        task_dict=loaded,
+        limit=settings.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=settings.chat,
+        fewshot_as_multiturn=settings.chat,
+        confirm_run_unsafe_code=settings.allow_code,
+    )
 
 
 @contextmanager
