@@ -38,10 +38,12 @@ _FEW = 1 / 8
 def tokens_at_once(model: Any) -> int:
     """How many tokens' keys and values fit at once, with padding, into what is free on the model's device."""
     text = model.config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None) or 1
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    layers = getattr(text, "num_hidden_layers", None) or 1
-    stored = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * width * model.dtype.itemsize
+    # As a dictionary, since a family whose layers differ (Gemma 4) refuses to name one size; the widest head counts.
+    sizes = text.to_dict() | {name: getattr(text, name) for name in text.attribute_map if hasattr(text, name)}
+    heads = sizes.get("num_attention_heads") or 1
+    widths = [sizes[name] for name in ("head_dim", "global_head_dim") if sizes.get(name)]
+    width, layers = max(widths, default=text.hidden_size // heads), sizes.get("num_hidden_layers") or 1
+    stored = 2 * layers * (sizes.get("num_key_value_heads") or heads) * width * model.dtype.itemsize
     free = free_memory_of(model.device) if model.device.type != "cpu" else processor().memory // local_size()
     return int(min(max(free * _SHARE / stored, _LEAST), _MOST))
 
@@ -210,7 +212,7 @@ def _continue(
             draft.extend(tokens, stops)
         left = [number for number, draft in enumerate(live) if draft.live]
         cache = output.past_key_values
-        if len(left) <= _FEW * len(batch) or not hasattr(cache, "batch_select_indices"):
+        if len(left) <= _FEW * len(batch) or not _can_shrink(cache):
             return
         # The rest goes on from its keys and values: computing the prompts again would cost more than many tokens.
         chosen = torch.tensor(left, device=device)
@@ -218,6 +220,11 @@ def _continue(
         ids = output.sequences[chosen]
         mask = pad_last(mask[chosen], (0, ids.shape[1] - longest), value=1)
         live = [live[number] for number in left]
+
+
+def _can_shrink(cache: Any) -> bool:
+    """Whether a cache can drop rows: all of its layers, which those of linear attention cannot."""
+    return all(hasattr(part, "batch_select_indices") for part in (cache, *getattr(cache, "layers", ())))
 
 
 class _MostAreDone(StoppingCriteria):
