@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad as pad_last
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lorakit.distributed.processes import local_size
 from lorakit.errors import LorakitError, UserError
@@ -223,8 +224,9 @@ def _continue(
 
 
 def _can_shrink(cache: Any) -> bool:
-    """Whether a cache can drop rows: all of its layers, which those of linear attention cannot."""
-    return all(hasattr(part, "batch_select_indices") for part in (cache, *getattr(cache, "layers", ())))
+    """Whether transformers drops rows of all that this cache holds: it leaves states of linear attention alone."""
+    layers = getattr(cache, "layers", None) or [None]
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 class _MostAreDone(StoppingCriteria):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from lorakit.data.answers import decode_answer, reference_of
 from lorakit.distributed.processes import from_first, is_first
@@ -112,9 +112,10 @@ class SampleAnswers:
                 generate=generate,
             )
 
-    def _generate_together(self, **given: Any) -> torch.Tensor:
+    def _generate_together(self, **given: Any) -> GenerateDecoderOnlyOutput:
         """The model's `generate` by processes that hold it in parts: all make as many passes, and all take the first
-        one's tokens. Where memory runs out on one the others wait inside a pass, so that the run ends."""
+        one's tokens and go on without its cache. Where memory runs out on one the others wait inside a pass, so that
+        the run ends."""
         generate = partial(causal_of(self.runner.model).generate, synced_gpus=True, **given)
         output = within_memory(partial(self.runner.run, generate))
         if isinstance(output, OutOfMemory):
@@ -123,7 +124,7 @@ class SampleAnswers:
                 "out of memory while held-out rows were answered. --resume --set evaluate.samples=0 goes on without "
                 "them from the last checkpoint."
             )
-        return from_first(output.cpu())
+        return GenerateDecoderOnlyOutput(sequences=from_first(output.sequences.cpu()))
 
     def _give_up(self, step: int, reason: str) -> None:
         self.rows = []
