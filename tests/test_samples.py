@@ -6,6 +6,7 @@ import tarfile
 
 import pytest
 import torch
+import yaml
 from conftest import write_rows
 from distributed_runs import train_on
 from eval_runs import Remembers, make_run
@@ -234,3 +235,23 @@ def test_a_pack_has_answers_only_beside_the_rows(answered, tmp_path, lorakit):
             member = next(one for one in archive.getmembers() if one.name.endswith("log.jsonl"))
             log = archive.extractfile(member).read().decode()
         assert ("the same" in log) == (name == "rows") and '"eval_loss"' in log
+
+
+@pytest.mark.parametrize(("held_out", "expected"), [(0.2, {"samples": 5}), (0, {})])
+def test_axolotls_table_of_predictions_is_imported(recipe_file, tmp_path, lorakit, held_out, expected):
+    recipe_file()
+    config = {
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "datasets": [{"path": "train.jsonl", "type": "chat_template"}],
+        "adapter": "lora",
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_target_linear": True,
+        "learning_rate": 2e-4,
+        "val_set_size": held_out,
+        "eval_table_size": 5,
+    }
+    (tmp_path / "theirs.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    code, out, err = lorakit("import", tmp_path / "theirs.yml", "--output", tmp_path / "ours.yaml")
+    assert code == 0, out + err
+    assert yaml.safe_load((tmp_path / "ours.yaml").read_text(encoding="utf-8")).get("evaluate", {}) == expected

@@ -272,6 +272,8 @@ def _evaluation(c: Conversion) -> None:
     _every(c, "train.save_every", "saves_per_epoch", "save_steps", "save_strategy", "epoch")
     if limit := c.whole("save_total_limit"):
         c.map("train.keep", limit, "save_total_limit")
+    if (rows := c.whole("eval_table_size")) and "data.eval" in c.recipe:
+        c.map("evaluate.samples", min(rows, 100), "eval_table_size")
     patience = c.whole("early_stopping_patience")
     if patience and ("data.eval" in c.recipe):
         c.map("train.early_stopping", {"patience": patience}, "early_stopping_patience")

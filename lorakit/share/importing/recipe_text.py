@@ -13,7 +13,7 @@ from lorakit.recipe.schema_introspection import keys as schema_keys
 from lorakit.recipe.to_yaml import RecipeDumper, with_relative_paths
 from lorakit.share.importing.conversion import Conversion
 
-_ORDER = ("model", "adapter", "data", "train", "output")
+_ORDER = ("model", "adapter", "data", "train", "evaluate", "output")
 _LONGEST_ORIGINS = 3
 
 
