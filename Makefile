@@ -11,6 +11,7 @@
 # make bench-memory     the memory model against published peaks, and against runs of SmolLM2 here (ROWS=FILE adds a table)
 # make bench-devices    one process against two, and against two of trl sft under torchrun
 # make bench-merge      merging a 2 GB model against PEFT and against copying its files; bench-eval: answers against a plain loop
+# make bench-tasks DATA=DIR   lorakit benchmark against lm-eval's own command, on GSM8K and HumanEval as files in DIR
 # make gpu      what the GPU here shows in minutes: tests, training beside TRL, planned and measured memory, merge, eval
 VENV ?= .venv
 PYTHON ?= python3
@@ -21,7 +22,7 @@ READY := $(VENV)/.ready-$(shell cksum requirements.txt pyproject.toml tools/inst
 # A process for each core, with a thread each: tiny models gain nothing from more.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-limit bench-busy bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-devices gpu pins clean
+.PHONY: install model demo test test-all test-serving torture check fix docs site bench bench-train bench-limit bench-busy bench-data bench-adapters bench-dora bench-memory bench-merge bench-eval bench-tasks bench-devices gpu pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -99,6 +100,9 @@ bench-merge: model
 
 bench-eval: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_eval.py
+
+bench-tasks: model
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_tasks.py $(DATA)
 
 bench-devices: model
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/bench_devices.py
