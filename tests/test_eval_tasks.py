@@ -1,6 +1,7 @@
 """Promises of `lorakit benchmark`: lm-eval's tasks on runs and models, as tables, as JSON and as a file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,20 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     code, out, err = lorakit_benchmark(run.folder, *(known.get(word, word) for word in arguments), "-q")
     assert (code, out) == (2, ""), err
     assert reason in err and "Traceback" not in err
+
+
+def test_no_chat_template_is_said_before_a_model_is_loaded(
+    tiny_base,
+    tmp_path,
+    lorakit_benchmark,
+    task_folder,  # noqa: F811
+    loads,
+):
+    bare = shutil.copytree(tiny_base, tmp_path / "bare")
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    options = ("--tasks", "choice", "--tasks-path", task_folder(choice=CHOICE), "--chat-template")
+    code, _, err = lorakit_benchmark(bare, *options)
+    assert code == 2 and "no chat template" in err and loads == []

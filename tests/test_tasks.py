@@ -19,7 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.benchmarks.confined_code import ConfinedCode
 from lorakit.evaluate.benchmarks.harness import LmEvalModel
-from lorakit.evaluate.benchmarks.run import compare_tasks, run_tasks
+from lorakit.evaluate.benchmarks.run import compare_tasks, open_tasks, run_tasks
 from lorakit.evaluate.benchmarks.settings import BenchmarkSettings
 from lorakit.evaluate.classification import score_labels
 from lorakit.evaluate.forward import label_loglikelihoods
@@ -103,7 +103,8 @@ def model(harness, tiny_base):
 
 def run(model, tokenizer, names, folder, limit=None, progress=None, variables=None, **more):
     settings = BenchmarkSettings(tuple(names), folder, limit, **more)
-    return run_tasks(model, tokenizer, settings, progress or Silent(), variables, "base: tasks")
+    progress = progress or Silent()
+    return run_tasks(model, tokenizer, open_tasks(settings, progress), settings, progress, variables, "base: tasks")
 
 
 def by_metric(scores, task):
@@ -238,10 +239,16 @@ def test_prompts_are_plain_unless_the_chat_template_is_asked_for(model, tokenize
     folder = task_folder(choice=CHOICE)
     plain, chat = (by_metric(run(model, tokenizer, ["choice"], folder, chat=chat), "choice") for chat in (False, True))
     assert plain["brier_score"].value != chat["brier_score"].value
-    bare = copy.deepcopy(tokenizer)
-    bare.chat_template = None
-    with pytest.raises(UserError, match="no chat template"):
-        run(model, bare, ["choice"], folder, chat=True)
+
+
+def test_several_models_share_the_tasks_that_were_read_once(model, tokenizer, task_folder):
+    settings = BenchmarkSettings(("choice", "answers"), task_folder(choice=CHOICE, answers=ANSWERS), 8, shots=1)
+    tasks = open_tasks(settings, Silent())
+    of_each = [run_tasks(model, tokenizer, tasks, settings, Silent()) for _ in range(2)]
+    fresh = run_tasks(model, tokenizer, open_tasks(settings, Silent()), settings, Silent())
+    expected = [(one.name, one.value, one.rows_of, 1) for one in fresh]
+    for scores in (*of_each, fresh):
+        assert [(one.name, one.value, one.rows_of, one.shots) for one in scores] == expected
 
 
 def test_chat_prompts_get_the_variables_of_the_template(model, tokenizer, task_folder):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+MODELS = ("base", "adapter")
 FILES = {
     "gsm8k": {"test": "gsm8k-test.jsonl", "train": "gsm8k-train-part.jsonl"},
     "humaneval": {"test": "HumanEval.jsonl.gz"},
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of that training")
     parser.add_argument("--tasks", nargs="+", choices=FILES, default=[*FILES])
     parser.add_argument("--limit", type=int, default=200, help="rows of each task")
-    parser.add_argument("--models", nargs="+", choices=("base", "adapter"), default=["base", "adapter"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="that lm-eval scores")
     parser.add_argument("--batch", default="1", help="lm-eval's batch size: 1 is its default")
     options = parser.parse_args()
     if not (options.run / "adapter").is_dir():
@@ -45,7 +46,7 @@ def main() -> None:
         ours, seconds = _lorakit(task, options)
         for model in options.models:
             theirs, their_seconds = _lm_eval(task, model, options)
-            share = seconds / len(options.models)
+            share = seconds / len(MODELS)
             for name, value in ours[model].items():
                 print(
                     f"| {task} | {options.limit} | {model} | {name} | {value:.4f} | {theirs[name]:.4f} | {share:.0f} | "
@@ -73,8 +74,7 @@ def _lorakit(task: str, options: argparse.Namespace) -> tuple[dict[str, dict[str
             "-o",
             folder,
         ]
-        models = [options.run] if len(options.models) > 1 else [options.run / "adapter"]
-        seconds = _run(["lorakit", "benchmark", *models, *given, "--quiet"])
+        seconds = _run(["lorakit", "benchmark", options.run, *given, "--quiet"])
         (file,) = Path(folder).glob("tasks-*.json")
         models_of = json.loads(file.read_text())["models"]
     figures = {

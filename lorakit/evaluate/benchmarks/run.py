@@ -43,13 +43,17 @@ def run_benchmark(
             f"{files[0]}: lm-eval's tasks run on models of torch here, not on GGUF files. Leave it out, or give the "
             "folder that it was made from; lorakit eval scores GGUF files."
         )
-    loader, tokenizers = ModelLoader(model_set.machine.device), load_tokenizers(model_set, progress)
+    tasks, tokenizers = open_tasks(settings, progress), load_tokenizers(model_set, progress)
+    if settings.chat and not all(tokenizer.chat_template for tokenizer in tokenizers):
+        raise UserError("--tasks: this tokenizer has no chat template to put prompts into. Leave --chat-template out.")
+    loader = ModelLoader(model_set.machine.device)
     scores: dict[str, list[TaskScore]] = {spec.name: [] for spec in model_set.specs}
     for at in loading_order(model_set.specs):
         spec = model_set.specs[at]
         template = prompt_template(spec, tokenizers[at], model_set)
         tokenizer, label = with_fixed_date(tokenizers[at], template.date), f"{spec.name}: tasks"
-        scores[spec.name] = run_tasks(loader.model_of(spec), tokenizer, settings, progress, template.variables, label)
+        model = loader.model_of(spec)
+        scores[spec.name] = run_tasks(model, tokenizer, tasks, settings, progress, template.variables, label)
     others = {name: of_model for name, of_model in scores.items() if name != baseline}
     compared = {name: compare_tasks(scores[baseline], of_model, settings.seed) for name, of_model in others.items()}
     machine = model_set.machine
@@ -75,35 +79,43 @@ def run_benchmark(
     return document, tables
 
 
+def open_tasks(settings: BenchmarkSettings, progress: Progress) -> dict[str, Any]:
+    """lm-eval's tasks and groups with their data, for any number of models. An error if lm-eval is not installed, or a
+    task cannot be used in this way."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--tasks: benchmarks need the package lm-eval: pip install 'lorakit[tasks]'.")
+    from lorakit.evaluate.benchmarks.harness import load_tasks, quiet_lm_eval
+
+    with quiet_lm_eval(progress):
+        return load_tasks(settings)
+
+
 def run_tasks(
     model: Any,
     tokenizer: Any,
+    tasks: dict[str, Any],
     settings: BenchmarkSettings,
     progress: Progress,
     variables: Mapping[str, Any] | None = None,
     label: str = "tasks",
 ) -> list[TaskScore]:
-    """The figures of these tasks, groups and their members, in lm-eval's order. `model`: a causal language model, or a
-    PEFT model around one; it stays as it is. `variables`: what the chat template is given besides the messages."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("--tasks: benchmarks need the package lm-eval: pip install 'lorakit[tasks]'.")
-    if settings.chat and not tokenizer.chat_template:
-        raise UserError("--tasks: this tokenizer has no chat template to put prompts into. Leave --chat-template out.")
-    names = list(dict.fromkeys(settings.tasks))
-    from lorakit.evaluate.benchmarks.harness import LmEvalModel, load_tasks, quiet_lm_eval, run_lm_eval
+    """The figures of `open_tasks`' tasks, groups and their members, in lm-eval's order. `model`: a causal language
+    model, or a PEFT model around one; it stays as it is. `variables`: what the chat template is given besides the
+    messages."""
+    from lorakit.evaluate.benchmarks.harness import LmEvalModel, quiet_lm_eval, run_lm_eval
 
+    names = list(dict.fromkeys(settings.tasks))
     with quiet_lm_eval(progress):
-        loaded = load_tasks(settings)
         lm_eval_model = LmEvalModel(model, tokenizer, variables if settings.chat else None, label, progress)
         try:
             with fused_lora(model):
-                results = run_lm_eval(lm_eval_model, loaded, settings)
+                results = run_lm_eval(lm_eval_model, tasks, settings)
         except LorakitError:
             raise
         except Exception as error:  # whatever a task's own Python, its template or its data make lm-eval raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
             raise LorakitError(f"--tasks {','.join(names)}: lm-eval fails: {reason}") from error
-    return task_scores(results, loaded, names, settings.seed)
+    return task_scores(results, tasks, names, settings.seed)
 
 
 def compare_tasks(
