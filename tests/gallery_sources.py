@@ -1,9 +1,10 @@
 """What the builders of the gallery read, small and made up: the files, and the arguments that name them."""
 
-import gzip
 import hashlib
 import io
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,15 +49,17 @@ def debian_index_with_descriptions(folder: Path) -> list[str]:
     return [*debian_index(folder), "--descriptions", str(texts)]
 
 
-def dictionary(folder: Path) -> list[str]:
-    """A dictionary as dictd has it."""
-    file = folder / "made-up.dict.dz"
-    entries = [
-        f"{_word(f'{number}').upper()}, n.  A {_word(f'w{number}')} of\nthe {_word(f'x{number}')}."
-        for number in range(99)
-    ]
-    file.write_bytes(gzip.compress("\n\n".join(["A preface.", *entries]).encode(), mtime=0))
-    return ["--dictionary", str(file)]
+def novels(folder: Path) -> list[str]:
+    """Novels as R has them: character vectors, serialized one after the other, each with its length before it."""
+    file, data = folder / "made-up.rdb", b""
+    for title in ("Persuasion", "Another", "A third"):
+        words = [[_word(f"{title} {line} {position}") for position in range(7)] for line in range(99)]
+        lines = [title, "", *(f"{' '.join(line).capitalize()} of the {' '.join(line[:3])}." for line in words)]
+        vector = struct.pack(">2s4i5s", b"X\n", 3, 0x40201, 0x30500, 5, b"UTF-8") + struct.pack(">2i", 16, len(lines))
+        vector += b"".join(struct.pack(">2i", 9 | 1 << 18, len(line)) + line.encode() for line in lines)
+        data += struct.pack(">i", len(vector)) + zlib.compress(vector)
+    file.write_bytes(data)
+    return ["--novels", str(file)]
 
 
 def html_pages(folder: Path) -> list[str]:
@@ -73,9 +76,9 @@ def html_pages(folder: Path) -> list[str]:
 
 
 SOURCES: dict[str, Callable[[Path], list[str]]] = {
+    "austen-voice": novels,
     "debian-json": debian_index,
     "debian-tools": debian_index,
-    "devils-dictionary": dictionary,
     "grounded-answers": debian_index,
     "small-gpu": debian_index_with_descriptions,
     "sqlite-docs": html_pages,
