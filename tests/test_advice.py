@@ -85,6 +85,15 @@ def test_each_note_states_the_number_and_a_source(about, number, changed):
     assert note.source
 
 
+def test_few_rows_are_measured_with_a_prompt_first():
+    few = {"count": 120, "steps": 100, "train": {"batch_size": 4}, "sample": [("Hello?", "Hi.")]}
+    assert notes(**few)[0].text.endswith(
+        "Measure first what the base does with examples in its prompt: lorakit eval RECIPE --few-shot 5"
+    )
+    texts = notes(**few | {"data": {"eval": None}}), notes(**few | {"sample": [("", "A document.")]})
+    assert not any("--few-shot" in note.text for one in texts for note in one)
+
+
 def test_full_fine_tuning_gets_no_advice_on_adapters():
     assert notes(adapter={"kind": "none"}, train={"batch_size": 64}, steps=100) == []
 

@@ -109,6 +109,31 @@ def test_the_rival_is_in_the_table_with_what_its_answers_cost(run, prepared):
     assert again["models"]["base"]["costs"] == base  # from the cache, seconds too
 
 
+def test_a_recipe_is_scored_with_a_prompt_before_anything_is_trained(recipe_file, lorakit_eval):
+    recipe = recipe_file()
+    code, out, err = lorakit_eval(recipe, "--few-shot", "2", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert list(document["models"]) == ["base", "base + 2 examples"] and document["file"] is None
+    assert (
+        document["rows"]["source"] == f"the held-out rows of {recipe}" and document["settings"]["max_new_tokens"] == 8
+    )
+    code, _, err = lorakit_eval(recipe, "base")
+    assert code == 2 and "Give it alone" in err
+
+
+def test_a_run_without_a_rival_says_how_to_measure_one(tmp_path, tiny_base, lorakit_eval):
+    own = make_run(tmp_path / "own", tiny_base, train={"steps": 1}, evaluate={"max_new_tokens": 2})
+    command = f"lorakit eval {own.folder} --few-shot 5"
+    code, out, _ = lorakit_eval(own.folder)
+    assert code == 0 and out.count(command) == 1
+    assert command not in lorakit_eval(own.folder, "--quiet")[1]
+    document = json.loads(lorakit_eval(own.folder, "--json")[1])
+    assert [command in note for note in document["notes"]] == [True]
+    assert command not in lorakit_eval(own.folder, "--few-shot", "5")[1]
+    assert command not in lorakit_eval(own.folder)[1]  # it has been measured
+
+
 def test_more_examples_than_training_rows_are_refused(run, prepared, lorakit_eval):
     code, _, err = lorakit_eval(run.folder, "--few-shot", "50")
     assert code == 2 and "50 examples are asked for, and the training rows have" in err

@@ -6,6 +6,7 @@ from lorakit import console
 from lorakit.amounts import percent
 from lorakit.data.batches import draws
 from lorakit.data.dataset import Examples
+from lorakit.data.figures import TO_RETRIEVAL
 from lorakit.data.report import Report
 from lorakit.data.survey import Survey
 from lorakit.recipe.schema import Data, Train
@@ -72,6 +73,8 @@ def print_survey(survey: Survey, settings: Data, batch_size: int, drawn: list[So
     for check, findings in survey.findings.items():
         for reason, count in sorted(findings.counts.items(), key=lambda item: -item[1])[:_REASONS]:
             _print_cases(f"{check}: {count:,} x {reason}", findings.first[reason][:_CASES])
+    if survey.figures and survey.figures.is_low:
+        console.result_wrapped(f"held-out: {survey.figures}. {TO_RETRIEVAL}", under="  ")
 
 
 def _print_sources(name: str, report: Report) -> None:

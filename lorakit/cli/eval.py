@@ -22,9 +22,10 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="X...",
-        help="A run, an adapter's or a model's folder, a GGUF file, a hub id, the address of an OpenAI-compatible "
-        "server ([cyan]http://host:port/v1[/cyan], [cyan]#NAME[/cyan] after it where it serves several), or "
-        "[cyan]base[/cyan]. One run alone means its base, its adapter and its merged model.",
+        help="A run, a recipe (its base, before training), an adapter's or a model's folder, a GGUF file, a hub id, "
+        "the address of an OpenAI-compatible server ([cyan]http://host:port/v1[/cyan], [cyan]#NAME[/cyan] after it "
+        "where it serves several), or [cyan]base[/cyan]. One run alone means its base, its adapter and its merged "
+        "model.",
         show_default=False,
     ),
 ]
@@ -227,6 +228,8 @@ def evaluate(
         console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
         for one in evaluation.prompting:
             console.result_wrapped(str(one), under="  ")
+        if evaluation.missing_rival and not quiet:
+            console.result_wrapped(evaluation.missing_rival, under="  ")
     for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
         if finding.flagged:
             progress.warn(f"{name}: {describe_finding(finding)}")

@@ -109,7 +109,7 @@ def plan(
     full = None if quantized else full_fine_tuning(settings, info, rows, estimate.machine, estimate.devices)
     search = ChangeSearch(estimate, info, lambda more: load(recipe, [*overrides, *more]).recipe)
     changes = search.smaller() if estimate.fits != "yes" else search.larger()
-    notes = collect_advice(estimate, changes, info, fewer)
+    notes = collect_advice(estimate, changes, info, fewer, str(recipe))
     with loaded.locating():
         measured = None
         if probe:  # the longest micro-batch, run once on this machine's device

@@ -1,6 +1,6 @@
 """The answers of rows and models as texts: without what a chat template writes around them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any
@@ -44,3 +44,13 @@ def until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
 def reference_of(row: Mapping[str, Any], tokenizer: Any, stop_ids: Sequence[int], start: int | None = None) -> str:
     """The text of a row's answer that begins at `start`, by default its last one."""
     return decode_answer(until_stop(row["input_ids"][row["answer"] if start is None else start :], stop_ids), tokenizer)
+
+
+def pairs_of(rows: Iterable[Mapping[str, Any]], tokenizer: Any, stop_ids: Sequence[int]) -> list[tuple[str, str]]:
+    """Prompt and last answer of the examples that have one."""
+    pairs = []
+    for row in rows:
+        if row["answer"] >= 0:
+            prompt = str(tokenizer.decode(row["input_ids"][: row["answer"]]))
+            pairs.append((prompt, reference_of(row, tokenizer, stop_ids)))
+    return pairs

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data.answers import pairs_of
 from lorakit.data.batches import epoch_batches, first_fit_decreasing
 from lorakit.data.chat_template import ChatTemplate
 from lorakit.data.dataset import Examples
 from lorakit.data.example_arrays import TextLengths
 from lorakit.data.examples import examples_of
+from lorakit.data.figures import FigureSupport, measure_figures
 from lorakit.data.mixture import rows_per_step
 from lorakit.data.report import ReasonCounts, Report
 from lorakit.data.rows import IGNORED, Row, block_of
@@ -28,6 +30,7 @@ from lorakit.recipe.schema import Data, Source, Train
 _QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 _BARS = 12
 _SAMPLED = 100_000  # rows looked at for padding: enough for two digits
+_COMPARED = 5_000  # rows of each side whose figures are compared
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Padding:
 @dataclass(frozen=True)
 class Survey:
     """The rows of a recipe. `lengths` (the tokens within which 5, 25, ... percent of the texts lie), `bins` and
-    `limits` are of all texts. `actions` and `findings`: what each check of `data.clean` does, and found."""
+    `limits` are of all texts. `actions` and `findings`: what each check of `data.clean` does, and found. `figures`:
+    of held-out answers, None without any."""
 
     train: Examples
     held_out: Examples | None
@@ -64,6 +68,7 @@ class Survey:
     padding: Padding
     actions: dict[str, str]
     findings: dict[str, ReasonCounts]
+    figures: FigureSupport | None = None
 
     @property
     def stopping(self) -> list[str]:
@@ -83,6 +88,7 @@ class Survey:
             "histogram": [{"from": first, "to": last, "texts": count} for first, last, count in self.bins],
             "max_lengths": [asdict(limit) for limit in self.limits],
             "padding": asdict(self.padding),
+            "figures": self.figures.to_dict() if self.figures else None,
             "checks": {
                 check: {"name": check, "action": self.actions[check], "found": counts.counts}
                 | {"first": counts.first, "rows": counts.total}
@@ -115,7 +121,14 @@ def survey(settings: Data, template: ChatTemplate, training: Train, attention_at
         padding=padding(train.lengths(), rows_per_step(training, train.report.mean_length), training.seed),
         actions=settings.clean.model_dump(),
         findings=findings,
+        figures=_compare_figures(train, held_out, template.tokenizer) if held_out else None,
     )
+
+
+def _compare_figures(train: Examples, held_out: Examples, tokenizer: Any) -> FigureSupport | None:
+    stops = tokenizer.convert_tokens_to_ids(train.report.stop_tokens)
+    trained, apart = (pairs_of(sample(side, _COMPARED), tokenizer, stops) for side in (train, held_out))
+    return measure_figures(apart, [answer for _, answer in trained])
 
 
 def sample(examples: Examples, count: int) -> list[dict[str, Any]]:

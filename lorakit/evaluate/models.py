@@ -20,9 +20,10 @@ from lorakit.model.resolve import Base, resolve_base
 from lorakit.model.tokenizer import quiet_libraries
 from lorakit.plan.auto import resolve_auto
 from lorakit.plan.model_info import read_model_info
-from lorakit.prepare import Prepared, reopen_run
+from lorakit.prepare import Prepared, prepare_run, reopen_run
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import trains_all
+from lorakit.recipe.load import load
 from lorakit.recipe.schema import Data, Model, Recipe
 from lorakit.run_dir import MERGED, Run, missing_run, suggest_run
 from lorakit.run_inputs import changed_weights, recorded_base, warn_of_other_base
@@ -106,7 +107,8 @@ def have_same_weights(one: Base, other: Base) -> bool:
 
 @dataclass(frozen=True)
 class ModelSet:
-    """The models to score, in the order given, and the first run, which brings rows and settings."""
+    """The models to score, in the order given, and the first run, which brings rows and settings. `prepared` without a
+    run is a recipe's."""
 
     specs: tuple[EvalModelSpec, ...]
     run: Run | None
@@ -122,7 +124,8 @@ class ModelSet:
 
 
 def argument_kind(given: str) -> str:
-    """What an argument is: run, adapter, merged, model, gguf, endpoint or base; an error if it is none of these."""
+    """What an argument is: run, adapter, merged, model, gguf, endpoint, recipe or base; an error if it is none of
+    these."""
     path = Path(given)
     if is_endpoint(given):
         return "endpoint"
@@ -132,6 +135,8 @@ def argument_kind(given: str) -> str:
         if not path.exists():
             raise UserError(f"{given}: there is no such file.")
         return "gguf"
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return "recipe"
     if not path.exists():
         if given.count("/") != 1 or path.is_absolute() or path.parent.is_dir():
             raise missing_run(path)
@@ -194,6 +199,13 @@ def resolve_models(
     if twice:
         raise UserError(f"{shown_address(twice)}: is given twice. Leave one out.")
     kinds = {one: argument_kind(one) for one in given}
+    if recipe := next((one for one in given if kinds[one] == "recipe"), None):
+        if len(given) > 1 or base_option:
+            raise UserError(
+                f"{recipe}: a recipe, whose own base and rows are scored before anything is trained. Give it alone, "
+                "without --base, or give a run."
+            )
+        return _models_of_recipe(recipe, progress)
     option = _open_base_option(base_option, kinds, progress)
     moved = {one: base_option for one in given if option and _takes(one, kinds[one], option, alone=len(given) == 1)}
     if option and not moved:
@@ -238,6 +250,15 @@ def resolve_models(
         base = of_run.base if of_run else base
         specs.insert(list(given).index(BASE), EvalModelSpec(BASE, BASE, "base", base, settings, prepared=of_run))
     return ModelSet(tuple(specs), run, prepared, machine)
+
+
+def _models_of_recipe(given: str, progress: Progress) -> ModelSet:
+    """The base of a recipe of which nothing has been trained, with its rows and settings."""
+    loaded = load(Path(given))
+    with loaded.locating():
+        prepared = prepare_run(loaded.recipe, progress)
+    spec = EvalModelSpec(BASE, given, "base", prepared.base, prepared.model, prepared=prepared)
+    return ModelSet((spec,), None, prepared, prepared.machine)
 
 
 def models_of_run(run: Run, prepared: Prepared) -> ModelSet:

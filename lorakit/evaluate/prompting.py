@@ -6,6 +6,7 @@ rows, drawn by a seed, or for each row those whose questions are nearest to its 
 
 import json
 import random
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorakit.amounts import counted, format_difference
+from lorakit.atomic_io import read_json_object
 from lorakit.data.chat_prompts import answer_to, read_conversations
 from lorakit.data.chat_template.templated_row import TemplatedRow
 from lorakit.data.rows import IGNORED, Message, RowError
@@ -99,6 +101,26 @@ def compare_with_prompting(models: "Sequence[ModelResult]", seed: int) -> list[P
                 saved = prompted.costs.prompt_tokens - trained.costs.prompt_tokens
                 compared.append(PromptingComparison(trained.name, prompted.name, comparisons, first, saved))
     return compared
+
+
+def describe_missing_rival(models: "Sequence[ModelResult]", model_set: ModelSet) -> str | None:
+    """How to score the base with a better prompt: where what a run trained is scored beside the base alone, and no
+    evaluation of the run has done it. None elsewhere, and of documents, which have no prompts."""
+    run, prepared = model_set.run, model_set.prepared
+    kinds = {model.spec.kind for model in models if model.costs}
+    trained = kinds & {"adapter", "merged", "model"}
+    if run is None or prepared is None or not trained or "base" not in kinds:
+        return None
+    without_prompts = all(source.format in ("text", "tokens") for source in prepared.report.sources)
+    documents = (read_json_object(file) or {} for file in run.evaluations.glob("*.json"))
+    if (
+        without_prompts
+        or any(model.spec.prompting for model in models)
+        or any(one.get("prompting") for one in documents)
+    ):
+        return None
+    command = f"lorakit eval {shlex.quote(str(run.folder))} --few-shot 5"
+    return f"no prompt with examples has been scored on these rows; it may do as well as the training: {command}"
 
 
 def chosen_prompting(

@@ -139,7 +139,7 @@ def data_section(model_set: ModelSet, file: Path | GivenRows | None) -> tuple[Da
     data = prepared.recipe.data if prepared else None
     if file is not None:
         return data_of_file(file, data, positions_of_model(model_set.specs[model_set.reference])), str(file)
-    if prepared is None or data is None or model_set.run is None:
+    if prepared is None or data is None:
         raise UserError("no held-out rows: none of these is a run. Write --data FILE, or give a run as well.")
     if data.eval is None:
         raise UserError(
@@ -147,7 +147,8 @@ def data_section(model_set: ModelSet, file: Path | GivenRows | None) -> tuple[Da
             "--data FILE."
         )
     try:
-        return prepared.rows.held_out_section, f"the held-out rows of {model_set.run.folder}"
+        owner = model_set.run.folder if model_set.run else model_set.specs[0].given
+        return prepared.rows.held_out_section, f"the held-out rows of {owner}"
     except UserError as error:
         raise UserError(f"{error} Give other rows with --data FILE.") from error
 

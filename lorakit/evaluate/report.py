@@ -74,7 +74,7 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
         **document_heading(FORMAT, machine),
         "rows": {**rows, "with_answer": len({*rendered.with_answer}), "answers": len(rendered.with_answer)},
         "settings": {"metrics": metrics, "turns": settings.turns, **decoding},
-        "notes": evaluation.notes,
+        "notes": [*evaluation.notes, *filter(None, [evaluation.missing_rival])],
         "baseline": evaluation.baseline.name,
         "models": {
             model.name: describe_model(model.spec, machine.device)

@@ -29,7 +29,14 @@ from lorakit.evaluate.metric import (
     row_scores,
 )
 from lorakit.evaluate.models import EvalModelSpec, ModelSet
-from lorakit.evaluate.prompting import AnswerCosts, PromptingComparison, add_prompts, compare_with_prompting, costs_of
+from lorakit.evaluate.prompting import (
+    AnswerCosts,
+    PromptingComparison,
+    add_prompts,
+    compare_with_prompting,
+    costs_of,
+    describe_missing_rival,
+)
 from lorakit.evaluate.rendering import MOST_TASKS, RenderedRows, Turns, positions_of_model, render_for_models
 from lorakit.evaluate.served_answers import add_chat_prompts, ask_for_rows
 from lorakit.model.peft_adapter import is_no_op
@@ -127,6 +134,11 @@ class Evaluation:
     def prompting(self) -> list[PromptingComparison]:
         """What was trained against the base with a better prompt."""
         return compare_with_prompting(self.models, self.settings.seed)
+
+    @cached_property
+    def missing_rival(self) -> str | None:
+        """How to measure a better prompt, where that is still to be done."""
+        return describe_missing_rival(self.models, self.model_set)
 
     @property
     def others(self) -> list[ModelResult]:

@@ -1,11 +1,13 @@
 """Advice: short notes on what a recipe's numbers suggest, each with its source. None of it is a refusal."""
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorakit.amounts import counted, duration, gibibytes, percent
+from lorakit.data.figures import TO_RETRIEVAL
 from lorakit.plan.auto import default_learning_rate, with_values
 from lorakit.plan.changes import Change
 from lorakit.plan.estimate import Plan, plan_run
@@ -18,6 +20,8 @@ _AMPLE = 10
 # The default alpha, with which the rates of `auto` are tried.
 _ALPHA = 32
 
+# Below so many training rows a prompt may do as well (docs/planning.md, When not to train).
+_FEW_ROWS = 500
 # Below this share of what so many devices could gain, fewer are named that reach it.
 _EFFICIENT = 0.7
 
@@ -50,11 +54,13 @@ class Advice:
     source: str
 
 
-def collect_advice(plan: Plan, changes: list[Change], info: ModelInfo, fewer: Sequence[Plan] = ()) -> list[Advice]:
+def collect_advice(
+    plan: Plan, changes: list[Change], info: ModelInfo, fewer: Sequence[Plan] = (), file: str = "RECIPE"
+) -> list[Advice]:
     """Every note that a plan calls for, those on the rows first; `changes`: what would use the memory that is left;
-    `fewer`: the same run on one of several devices, on two, on four ..."""
+    `fewer`: the same run on one of several devices, on two, on four ...; `file`: the recipe's, as it was given."""
     return [
-        *_row_notes(plan),
+        *_row_notes(plan, file),
         *_token_notes(plan),
         *_model_notes(plan),
         *_adapter_notes(plan),
@@ -63,13 +69,20 @@ def collect_advice(plan: Plan, changes: list[Change], info: ModelInfo, fewer: Se
     ]
 
 
-def _row_notes(plan: Plan) -> Iterator[Advice]:
+def _row_notes(plan: Plan, file: str) -> Iterator[Advice]:
     rows = plan.rows
-    if rows.count and rows.count < 500:
+    if rows.count and rows.count < _FEW_ROWS:
         text = f"{rows.count:,} rows: enough for a format or a tone, little for a task"
-        yield Advice("data.train", text, "LIMA (arXiv 2305.11206): 1,000 chosen rows made an assistant of a 65B model")
+        if plan.recipe.data.eval is not None and any(prompt for prompt, _ in rows.sample):
+            command = f"lorakit eval {shlex.quote(file)} --few-shot 5"
+            text += f". Measure first what the base does with examples in its prompt: {command}"
+        source = "arXiv 2405.00200 (fine-tuning needs more rows than examples in a prompt), 2305.11206 (1,000 rows)"
+        yield Advice("data.train", text, source)
     changing = rows_with_changing_facts(rows.sample)
-    if len(changing) >= 10 and len(changing) >= 0.1 * len(rows.sample):
+    if rows.figures and rows.figures.is_low:
+        source = "arXiv 2312.05934 (retrieval against fine-tuning), 2405.05904 (new knowledge)"
+        yield Advice("data", f"{rows.figures}. {TO_RETRIEVAL}", source)
+    elif len(changing) >= 10 and len(changing) >= 0.1 * len(rows.sample):
         text = (
             f"{len(changing)} of {len(rows.sample)} rows of a sample teach prices, dates, versions or addresses that "
             "their prompts do not give. Facts that change belong in retrieval: fine-tuning learns new ones slowly, and "

@@ -6,6 +6,7 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
+from lorakit.data.figures import FigureSupport
 from lorakit.data.micro_batches import cut_micro_batches, padded_tokens
 from lorakit.data.mixture import Mixture
 from lorakit.distributed.sharing import deal
@@ -53,6 +54,7 @@ class RowEstimate:
     broken: int = 0  # of the rows looked at, those that cannot be read
     exact: bool = False  # whether `count` and `held_out` are the run's own
     mixture: Mixture | None = None  # the rows of each source and their weights
+    figures: FigureSupport | None = None  # None where no row is a prompt and an answer
     sample: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     lengths: tuple[int, ...] = field(default=(), repr=False)
 

@@ -5,19 +5,20 @@ import heapq
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, fmean, pstdev
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import percent
 from lorakit.data.mixture import Mixture
 from lorakit.data.readers import json_rows
-from lorakit.data.rows import Block, Conversation, Row, RowError, Text, block_of, up_to_last_answer
+from lorakit.data.rows import Block, Row, block_of
 from lorakit.data.sources import OpenSource, is_file, open_source, sources_of
 from lorakit.errors import UserError
 from lorakit.plan.estimate import RowEstimate, assume_rows
+from lorakit.plan.row_texts import compare_figures, evenly, sample_texts
 from lorakit.progress import Silent
 from lorakit.recipe.data_files import COLUMN_SUFFIXES, COMPRESSIONS
 from lorakit.recipe.fields import is_split
@@ -33,14 +34,14 @@ _WHOLE, _WHOLE_PACKED = 1 << 20, 1 << 18
 _READ, _READ_PACKED, _BLOCKS = 1 << 26, 1 << 24, 16
 # Rows of a source that are tokenized, or fewer of so many characters, and the longest ones besides: about a second.
 _ROWS, _CHARACTERS, _LONGEST = 1200, 500_000, 16
-# Lengths that stand for all where there are several sources, and rows whose texts advice is given on.
-_LENGTHS, _TEXTS = 2000, 400
+# Lengths that stand for all where there are several sources.
+_LENGTHS = 2000
+# The share of the rows whose figures are compared with those of the others, where the recipe holds out none.
+_APART = 0.1
 # How much longer than the longest tokenized row another may be.
 _MARGIN = 1.03
 # Rows that are dropped for these reasons could be read.
 _READABLE = ("longer than", "no answer fits", "left out by", "nearly the same")
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def estimate_rows(recipe: Recipe, find_template: "Callable[[], ChatTemplate | No
             f"data.train: no rows left of those looked at: {rows.broken} cannot be read, {percent(rows.overlong)} are "
             f"longer than data.max_length, {limit}. lorakit data RECIPE shows each."
         )
-    return replace(rows, sample=tuple(_evenly(list(_texts(train)), _TEXTS)))
+    share = _share_of(data.eval, sum(one.expect() for one in train)) if data.eval is not None else _APART
+    trained, apart = ([(one.opened, one.readable) for one in side] for side in (train, held_out))
+    return replace(rows, sample=sample_texts(trained), figures=compare_figures(trained, apart, share))
 
 
 def _share_of(split: Any, rows: float) -> float:
@@ -164,7 +167,7 @@ def _prepare_sample(
     sources, texts, longest, tokenized, broken = [], [], 0, 0, 0
     for number, one in enumerate(train):
         most = max(50, int(_CHARACTERS / max(fmean(map(_characters, one.rows)), 1)))
-        rows = _evenly(sorted(one.rows, key=_characters), min(_ROWS, most))  # short and long ones in their proportion
+        rows = evenly(sorted(one.rows, key=_characters), min(_ROWS, most))  # short and long ones in their proportion
         some, long = (worker(number, block_of(chosen)).rows for chosen in (rows, one.longest))
         examples = one.expect(len(some.cut) / max(len(rows), 1)) * len(some.length) / max(len(some.cut), 1)
         weight, tokens, trained = one.opened.source.weight, some.length.tolist(), int(some.trained.sum())
@@ -194,7 +197,7 @@ def _combine(sources: list[_Lengths], **known: Any) -> RowEstimate:
     tokens = trained = 0.0
     for one, rows in zip(sources, expected, strict=True):
         own = sorted(one.tokens)
-        lengths += own if len(sources) == 1 else _evenly(own, round(_LENGTHS * rows / max(sum(expected), 1)))
+        lengths += own if len(sources) == 1 else evenly(own, round(_LENGTHS * rows / max(sum(expected), 1)))
         tokens += rows * sum(own) / max(len(own), 1)
         trained += rows * one.trained / max(len(own), 1)
     if lengths:
@@ -254,30 +257,6 @@ def sample_source(source: Source) -> SourceSample:
 
 def _characters(row: Row) -> int:
     return len(str(row.record))
-
-
-def _evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` items from the whole length; all where there are no more."""
-    if len(items) <= count:
-        return list(items)
-    return [items[int((number + 0.5) * len(items) / count)] for number in range(count)]
-
-
-def _texts(samples: list[SourceSample]) -> Iterator[tuple[str, str]]:
-    """Prompt and last answer of rows; a text is an answer to nothing."""
-    for one in samples:
-        for row in _evenly(one.readable, _TEXTS):
-            try:
-                content = up_to_last_answer(one.opened.parse(row.record))  # type: ignore[arg-type]
-            except RowError:
-                continue
-            if isinstance(content, Text):
-                yield "", content.text
-            elif isinstance(content, Conversation):
-                *before, last = content.messages
-                prompts = [message["content"] for message in before if message["role"] == "user"]
-                if prompts and last["role"] == "assistant" and last.get("train", True):
-                    yield prompts[-1], last["content"]
 
 
 def _on_this_machine(source: Source) -> Source | None:

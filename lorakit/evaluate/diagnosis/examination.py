@@ -20,6 +20,7 @@ from lorakit.evaluate.diagnosis.finding import Finding
 from lorakit.evaluate.diagnosis.gguf_findings import measure_gguf
 from lorakit.evaluate.diagnosis.serving import add_server_findings
 from lorakit.evaluate.diagnosis.style import measure_style
+from lorakit.evaluate.diagnosis.support import measure_support
 from lorakit.evaluate.forward import row_losses, trained_tokens
 from lorakit.evaluate.inference import EvalModel, Save, compute_losses, forward_passes
 from lorakit.evaluate.metric import Measure, compare, intervals, loss, ratio
@@ -139,11 +140,12 @@ def trained_from(spec: EvalModelSpec, model_set: ModelSet) -> Prepared | None:
 def diagnose_models(
     evaluation: "Evaluation", examination: Examination | None, file: Path | GivenRows | None, progress: Progress
 ) -> dict[str, list[Finding]]:
-    """The findings about each model but the base, prompted or not, by its name; a leak is about the rows, named
-    `data`. Without an examination they are those of answers and held-out losses. `file`: of the rows, if they are not
-    the run's."""
+    """The findings about each model but the base, prompted or not, by its name; what is about the rows, such as a
+    leak, is under `data`. Without an examination they are those of answers and held-out losses. `file`: of the rows, if
+    they are not the run's."""
     base = next((model for model in evaluation.models if model.spec.kind == "base"), None)
     findings, indexes = _drift_findings(evaluation, base), dict[int, copying.SpanIndex | None]()
+    prepared, support = evaluation.model_set.prepared, None
     for model in evaluation.models:
         if model.spec.prompting is not None:  # the base, which nothing was trained from
             continue
@@ -151,7 +153,9 @@ def diagnose_models(
         if model is not base and model.answers:
             trained = trained_from(model.spec, evaluation.model_set)
             if id(trained) not in indexes:
-                indexes[id(trained)] = _index_training_answers(trained, progress)
+                texts = _training_answers(trained, progress)
+                indexes[id(trained)] = copying.index_spans(texts) if texts else None
+                support = measure_support(model.rendered, texts) if trained is prepared else support
             of_model += _answer_findings(model, base, indexes[id(trained)], evaluation.settings)
         if model.spec.gguf:
             of_model += measure_gguf(model, evaluation.model_set, file)
@@ -160,7 +164,8 @@ def diagnose_models(
         if model is not base and base is not None and examination is not None and examination.is_about(model.spec):
             of_model += _loss_findings(model, base, examination, evaluation.settings.seed)
         findings[model.name] = [*of_model, *findings.pop(model.name, [])]
-    prepared = evaluation.model_set.prepared
+    if support:
+        findings["data"] = [support]
     train = prepared.rows.read_or_warn("train") if prepared else None
     if file and prepared and train is not None:
         # As the first run's tokenizer renders both.
@@ -170,18 +175,18 @@ def diagnose_models(
     return {name: of_model for name, of_model in findings.items() if of_model}
 
 
-def _index_training_answers(prepared: Prepared | None, progress: Progress) -> copying.SpanIndex | None:
-    """The answers that a model was trained on, to look for copies of them; None if they are not known."""
+def _training_answers(prepared: Prepared | None, progress: Progress) -> list[str]:
+    """The answers that a model was trained on; none if they are not known."""
     train = prepared.rows.read_or_warn("train") if prepared else None
     if prepared is None or train is None:
-        return None
+        return []
     texts = []
     with progress.bar("training answers", total=len(train.rows)) as bar:
         for row in train.rows:
             if row["answer"] >= 0:
                 texts.append(reference_of(row, prepared.tokenizer, prepared.stop_ids))
             bar.advance()
-    return copying.index_spans(texts) if texts else None
+    return texts
 
 
 def _answer_findings(
