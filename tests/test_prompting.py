@@ -1,6 +1,7 @@
 """Prompting as a rival: the base with a system text and examples is scored on the same rows, and sees none of them."""
 
 import copy
+import io
 import json
 from dataclasses import replace
 
@@ -120,6 +121,15 @@ def test_a_recipe_is_scored_with_a_prompt_before_anything_is_trained(recipe_file
     )
     code, _, err = lorakit_eval(recipe, "base")
     assert code == 2 and "Give it alone" in err
+
+
+def test_the_base_of_a_recipe_chats(recipe_file, lorakit, monkeypatch):
+    recipe = recipe_file()
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello.\n"))
+    code, out, err = lorakit("chat", recipe, "--max-new-tokens", "2", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["current"] == "base" and len(document["answers"]) == 1
 
 
 def test_a_run_without_a_rival_says_how_to_measure_one(tmp_path, tiny_base, lorakit_eval):

@@ -54,8 +54,8 @@ def _open_local(model_set: ModelSet, progress: Progress) -> Iterator[TokenModel]
 
 
 def first_model(models: Sequence[ChatModel], model_set: ModelSet) -> ChatModel:
-    """Who answers first: the first one given, of a run alone what it trained."""
-    alone = len({spec.given for spec in model_set.specs}) == 1
+    """Who answers first: the first one given, of a run alone what it trained, of a recipe its base."""
+    alone = len(model_set.specs) > 1 and len({spec.given for spec in model_set.specs}) == 1
     names = [spec.name for spec in model_set.specs if not (alone and spec.kind == "base")]
     return next(model for model in models if model.name == names[0])
 
