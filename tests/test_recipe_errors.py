@@ -112,6 +112,8 @@ def test_a_missing_key_is_reported_at_its_section(tmp_path, text, expected):
         ("train: {extends: x}", "Did you mean extends?"),
         ("train: {warmpu: 1}", "Did you mean train.warmup?"),
         ("train: {epochs:3}", "Put a space after the colon."),
+        ("sweep: {prune: none}", "This is the file of a sweep: lorakit sweep takes it."),
+        ("train.steps: 3", "Write steps under train. In the file of a sweep, which lorakit sweep takes, it is right."),
         ("output: {qqqqqq: 1}", "The keys of output are dir, merged, export."),
     ],
 )

@@ -32,6 +32,11 @@ def for_unknown_key(path: PathParts, value: Any = None) -> tuple[str, str]:
     siblings = list(fields(section_of(annotation) or Recipe))
     if ":" in key:
         return "Put a space after the colon.", ""
+    if not outer and key == "sweep":
+        return "This is the file of a sweep: lorakit sweep takes it.", ""
+    if not outer and key in keys(Recipe):
+        section, _, rest = key.partition(".")
+        return f"Write {rest} under {section}. In the file of a sweep, which lorakit sweep takes, it is right.", ""
     if key in words(annotation):
         return f"{key} has no settings. Write the word alone: {key}.", ""
     remedy = _elsewhere(outer, key, siblings, value)
