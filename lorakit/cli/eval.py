@@ -14,6 +14,7 @@ from lorakit.cli.report import refresh_report
 from lorakit.errors import LorakitError, UserError
 
 if TYPE_CHECKING:
+    from lorakit.evaluate.gate import Gate
     from lorakit.evaluate.models import Choice, ModelSet
     from lorakit.evaluate.run import Evaluation
     from lorakit.progress import Progress
@@ -187,7 +188,7 @@ def evaluate(
             from lorakit.evaluate.diagnosis.examination import create_examination
             from lorakit.evaluate.diagnosis.finding import describe_finding
             from lorakit.evaluate.gate import find_failures, find_reference, judge, parse_limits
-            from lorakit.evaluate.report import evaluation_document, gate_table, tables, write_evaluation
+            from lorakit.evaluate.report import evaluation_document, write_evaluation
             from lorakit.evaluate.run import EvalSettings, default_settings, score_models
 
             model_set = _with_rival(model_set, few_shot, few_shot_by, system_file)
@@ -218,16 +219,7 @@ def evaluate(
         facts = {"file": str(path) if path else None, "failed": [*failed, *worse]}
         console.result_json({**evaluation_document(evaluation), **more, **facts})
     else:
-        title = str(model_set.prepared.recipe.name) if model_set.prepared else ", ".join(evaluation.parts[""].scores)
-        settings_of = [model.spec.settings for model in evaluation.models]
-        words = {one.quantization for one in settings_of if one} - {"none"}
-        for table in tables(evaluation, title + (f" (base in {', '.join(sorted(words))})" if words else "")):
-            console.result_table(*table)
-        for gate in gates:
-            console.result_table(*gate_table(gate))
-        console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
-        for one in evaluation.prompting:
-            console.result_wrapped(str(one), under="  ")
+        _print_tables(evaluation, gates, path)
         if evaluation.missing_rival and not quiet:
             console.result_wrapped(evaluation.missing_rival, under="  ")
     for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
@@ -239,6 +231,24 @@ def evaluate(
     reasons = {"--fail-under": failed, "--not-worse-than": worse}
     if failed or worse:
         raise LorakitError(" ".join(f"{option}: {'; '.join(of)}." for option, of in reasons.items() if of))
+
+
+def _print_tables(evaluation: "Evaluation", gates: "Sequence[Gate]", path: Path | None) -> None:
+    """What was measured, as tables and sentences, and where it was stored."""
+    from lorakit import console
+    from lorakit.evaluate.report import gate_table, tables
+
+    prepared = evaluation.model_set.prepared
+    title = str(prepared.recipe.name) if prepared else ", ".join(evaluation.parts[""].scores)
+    settings_of = [model.spec.settings for model in evaluation.models]
+    words = {one.quantization for one in settings_of if one} - {"none"}
+    for table in tables(evaluation, title + (f" (base in {', '.join(sorted(words))})" if words else "")):
+        console.result_table(*table)
+    for gate in gates:
+        console.result_table(*gate_table(gate))
+    console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
+    for one in evaluation.prompting:
+        console.result_wrapped(str(one), under="  ")
 
 
 def _track_scores(evaluation: "Evaluation", progress: "Progress") -> None:
