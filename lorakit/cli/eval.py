@@ -219,9 +219,7 @@ def evaluate(
         facts = {"file": str(path) if path else None, "failed": [*failed, *worse]}
         console.result_json({**evaluation_document(evaluation), **more, **facts})
     else:
-        _print_tables(evaluation, gates, path)
-        if evaluation.missing_rival and not quiet:
-            console.result_wrapped(evaluation.missing_rival, under="  ")
+        _print_tables(evaluation, gates, path, quiet)
     for name, finding in ((name, finding) for name, of in evaluation.findings.items() for finding in of):
         if finding.flagged:
             progress.warn(f"{name}: {describe_finding(finding)}")
@@ -233,8 +231,8 @@ def evaluate(
         raise LorakitError(" ".join(f"{option}: {'; '.join(of)}." for option, of in reasons.items() if of))
 
 
-def _print_tables(evaluation: "Evaluation", gates: "Sequence[Gate]", path: Path | None) -> None:
-    """What was measured, as tables and sentences, and where it was stored."""
+def _print_tables(evaluation: "Evaluation", gates: "Sequence[Gate]", path: Path | None, quiet: bool) -> None:
+    """What was measured, as tables and sentences, how to measure a prompt (unless `quiet`), and where it was stored."""
     from lorakit import console
     from lorakit.evaluate.report import gate_table, tables
 
@@ -246,6 +244,8 @@ def _print_tables(evaluation: "Evaluation", gates: "Sequence[Gate]", path: Path 
         console.result_table(*table)
     for gate in gates:
         console.result_table(*gate_table(gate))
+    if evaluation.missing_rival and not quiet:
+        console.result_wrapped(evaluation.missing_rival, under="  ")
     console.result(f"every answer: {path.with_suffix('.jsonl')}" if path else NOT_STORED)
     for one in evaluation.prompting:
         console.result_wrapped(str(one), under="  ")
