@@ -1,5 +1,6 @@
 """The report: what a run's folder says is on one page that loads nothing, and what rows say is text."""
 
+import html
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from lorakit.prepare import reopen_run
 from lorakit.progress import Silent
 from lorakit.report.chart import Line, draw, short
 from lorakit.report.curves import smooth, thin
+from lorakit.report.sweep_view import read_sweep
 from lorakit.report.watch import RunWatch, frame
 from lorakit.report.write import MARK, write_report
 from lorakit.run_dir import Run
@@ -248,3 +250,31 @@ def test_the_time_left_is_told_from_the_steps_that_were_seen(scored):
     assert watched.seconds_left(summary) == pytest.approx(24 * 5)
     assert "2 min left" in frame(watched, summary, 100, 30).head
     assert frame(watched, summary, 20, 4).charts == ()
+
+
+def test_a_sweeps_page_names_the_trials_that_are_not_ranked(tmp_path):
+    trials = [
+        {"number": 0, "values": {"train.steps": 3}, "state": "finished", "loss": 0.5, "steps": 3},
+        {"number": 1, "values": {"train.steps": 2}, "state": "cut short", "loss": 0.75, "steps": 1},
+        {"number": 2, "values": {"train.steps": 1}, "state": "failed", "loss": None, "reason": "no memory"},
+        {"number": 3, "values": {"train.steps": 4}, "state": "waiting"},
+    ]
+    ranking = {"name": "s", "in_words": "the first one is the best", "trials": trials, "candidates": []}
+    (tmp_path / "ranking.json").write_text(json.dumps(ranking))
+    view, _ = read_sweep(tmp_path)
+    assert view.others == (
+        "cut short: train.steps 2 (loss 0.7500 at step 1)",
+        "failed: train.steps 1: no memory",
+    )
+
+
+def test_several_runs_show_values_as_a_recipe_has_them_and_who_is_not_scored(scored, tmp_path):
+    other = shutil.copytree(scored.folder, tmp_path / "other")
+    shutil.rmtree(other / "eval")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["recipe"]["data"]["system"], manifest["recipe"]["evaluate"]["metrics"] = "Be brief.", ["rouge-l"]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    write_report([scored.folder, other], tmp_path / "page.html", 20)
+    page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "Not compared: other: not scored." in page
+    assert "<code>null</code></td><td><code>Be brief.</code>" in page and '<code>["rouge-l"]</code>' in page

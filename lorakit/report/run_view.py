@@ -393,11 +393,12 @@ def _settings(manifest: Mapping[str, Any]) -> list[Setting]:
     choices = [one for one in recorded if isinstance(one, dict)] if isinstance(recorded, list) else []
     reasons = {str(one.get("path")): str(one.get("reason") or "") for one in choices}
     return [
-        Setting(key, _written(value), reasons.get(key, "")) for key, value in flatten(_mapping(manifest.get("recipe")))
+        Setting(key, written(value), reasons.get(key, "")) for key, value in flatten(_mapping(manifest.get("recipe")))
     ]
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as a recipe may have it: `null`, `true`, `["a", "b"]`, and texts without quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

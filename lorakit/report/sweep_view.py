@@ -31,12 +31,13 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class SweepView:
-    """A sweep on the page; `counts`: how many trials ended how."""
+    """A sweep on the page; `counts`: how many trials ended how; `others`: those that are not in the ranking."""
 
     name: str
     in_words: str
     counts: str
     candidates: tuple[CandidateRow, ...]
+    others: tuple[str, ...]
     importance: tuple[tuple[str, str], ...]
     noise: str
     charts: tuple[Chart, ...]
@@ -73,6 +74,7 @@ def _view(folder: Path, facts: dict[str, Any]) -> tuple[SweepView, list[Path]]:
         str(facts.get("in_words")),
         f"{len(trials)} trials: {counts}; {facts.get('steps', 0):,} steps in all",
         tuple(_candidate(one, recommended) for one in facts.get("candidates") or []),
+        tuple(_other(one) for one in trials if one.get("state") not in ("finished", "waiting")),
         tuple((key, percent(share)) for key, share in (facts.get("importance") or {}).items()),
         f"{noise:.4f}" if isinstance(noise, int | float) else "",
         tuple(_charts(trials)),
@@ -94,6 +96,12 @@ def _candidate(one: Mapping[str, Any], recommended: str) -> CandidateRow:
         f"{parameters:,}" if isinstance(parameters, int) else "-",
         json.dumps(one["values"], sort_keys=True) == recommended,
     )
+
+
+def _other(one: Mapping[str, Any]) -> str:
+    loss, reason = one.get("loss"), one.get("reason")
+    measured = f" (loss {loss:.4f} at step {one.get('steps')})" if _is_number(loss) else ""
+    return f"{one.get('state')}: {_values_in_words(one['values'])}{measured}" + (f": {reason}" if reason else "")
 
 
 def _values_in_words(values: Mapping[str, Any]) -> str:

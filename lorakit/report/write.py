@@ -12,7 +12,7 @@ from lorakit.amounts import format_difference
 from lorakit.atomic_io import write_atomic
 from lorakit.errors import LorakitError, UserError
 from lorakit.report.chart import Chart
-from lorakit.report.run_view import RunFiles, RunView, compare_curves, read_run, view_run
+from lorakit.report.run_view import RunFiles, RunView, compare_curves, read_run, view_run, written
 from lorakit.report.sweep_view import SweepView, is_sweep, read_sweep
 from lorakit.run_dir import now
 from lorakit.share.diff_side import flatten
@@ -137,7 +137,7 @@ def _differing_keys(all_files: Sequence[RunFiles]) -> list[tuple[str, tuple[str,
     flat = [dict(flatten(one.manifest.get("recipe") or {})) for one in all_files]
     rows = []
     for key in dict.fromkeys(key for one in flat for key in one):
-        values = tuple(str(one.get(key, "-")) for one in flat)
+        values = tuple(written(one[key]) if key in one else "-" for one in flat)
         if key not in _PLACES and len(set(values)) > 1:
             rows.append((key, values))
     return rows
@@ -150,10 +150,12 @@ def _compare_scores(
     stored = [one.scores for one in all_files]
     first = stored[0]
     differences = [compare_scores(first, one) if first and one else None for one in stored[1:]]
-    unpaired = [
-        f"{name}: {'not scored' if one is None else one.unpaired['']}"
+    unscored = [name for name, one in zip(names, stored, strict=True) if not one]
+    unpaired = [f"{', '.join(unscored)}: not scored"] if unscored else []
+    unpaired += [
+        f"{name}: {one.unpaired['']}"
         for name, one in zip(names[1:], differences, strict=True)
-        if one is None or "" in one.unpaired
+        if one and "" in one.unpaired
     ]
     lines = []
     for score in dict.fromkeys(name for one in stored if one for name in one.scores):
