@@ -111,6 +111,18 @@ def test_what_is_missing_or_twice_there_is_an_error(tmp_path):
         LocalData(tmp_path).load("openai/gsm8k", "main")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("gsm8k-test.jsonl", '{"question": '), ("gsm8k/README.md", "nothing"), ("mmlu/anatomy_test.csv", "a,b,c,d,e,F\n")],
+)
+def test_files_that_cannot_be_read_are_said_to_be_the_folders_and_not_the_hubs(tmp_path, name, text):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    path, part = ("cais/mmlu", "anatomy") if "mmlu" in name else ("openai/gsm8k", "main")
+    with pytest.raises(UserError, match=rf"its data for {path} cannot be read: .*Fetch the files again"):
+        LocalData(tmp_path).load(path, part)
+
+
 def score(task, rows, shots, within="", pool=0):
     return TaskScore(task, "acc", "", 0.5, True, shots, within, None, None, [""] * rows, pool)
 

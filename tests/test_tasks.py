@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 
 from lorakit.errors import LorakitError, UserError
 from lorakit.evaluate.benchmarks.confined_code import ConfinedCode
-from lorakit.evaluate.benchmarks.harness import LmEvalModel
+from lorakit.evaluate.benchmarks.lm_eval_model import LmEvalModel
 from lorakit.evaluate.benchmarks.run import compare_tasks, open_tasks, run_tasks
 from lorakit.evaluate.benchmarks.settings import BenchmarkSettings
 from lorakit.evaluate.classification import score_labels

@@ -22,6 +22,7 @@ METRIC = "code_eval"
 SECONDS = 3.0
 """For each program, as in that metric."""
 _START_SECONDS = 60.0
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL")  # what Python may need to start; no secret of the user's
 _PROGRAM = Path(__file__).with_name("confined_program.py")
 Outcome = Literal["passed", "failed", "timed out"]
 
@@ -46,7 +47,9 @@ def run_confined(code: str, seconds: float = SECONDS) -> Outcome:
     reading, writing = os.pipe()
     command = [sys.executable, "-I", str(_PROGRAM), str(writing), str(int(seconds) + 1)]
     quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    alone: Any = {**quiet, "pass_fds": [writing], "env": {"OPENBLAS_NUM_THREADS": "1"}, "start_new_session": True}
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    environment["OPENBLAS_NUM_THREADS"] = "1"
+    alone: Any = {**quiet, "pass_fds": [writing], "env": environment, "start_new_session": True}
     try:
         with subprocess.Popen(command, cwd="/", **alone) as process:
             os.close(writing)

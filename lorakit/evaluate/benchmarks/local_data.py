@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, get_dataset_config_names, load_dataset
+from datasets.exceptions import DatasetsError
 
 from lorakit.errors import UserError
 
@@ -45,8 +46,14 @@ class LocalData:
         """The splits of a data set of the hub, or of its part of this name. `options`: of datasets' load_dataset. An
         error if the folder has none."""
         short = path.rpartition("/")[2]
-        splits = self._of_folder(path, name, options)
-        splits = splits or (_mmlu(self._files, name) if short == "mmlu" else self._of_files(short))
+        try:
+            splits = self._of_folder(path, name, options)
+            splits = splits or (_mmlu(self._files, name) if short == "mmlu" else self._of_files(short))
+        except (OSError, ValueError, DatasetsError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UserError(
+                f"--benchmark-data: {self.folder}: its data for {path} cannot be read: {reason}. Fetch the files again."
+            ) from error
         if not splits:
             raise UserError(
                 f"--benchmark-data: {self.folder} has no data for {path}. Put it there as a folder {path}, as on "

@@ -44,8 +44,9 @@ def run_benchmark(
             "folder that it was made from; lorakit eval scores GGUF files."
         )
     tasks, tokenizers = open_tasks(settings, progress), load_tokenizers(model_set, progress)
-    if settings.chat and not all(tokenizer.chat_template for tokenizer in tokenizers):
-        raise UserError("--tasks: this tokenizer has no chat template to put prompts into. Leave --chat-template out.")
+    for spec, tokenizer in zip(model_set.specs, tokenizers, strict=True):
+        if settings.chat and not tokenizer.chat_template:
+            raise UserError(f"--chat-template: the tokenizer of {spec.given} has no chat template. Leave it out.")
     loader = ModelLoader(model_set.machine.device)
     scores: dict[str, list[TaskScore]] = {spec.name: [] for spec in model_set.specs}
     for at in loading_order(model_set.specs):
@@ -102,7 +103,8 @@ def run_tasks(
     """The figures of `open_tasks`' tasks, groups and their members, in lm-eval's order. `model`: a causal language
     model, or a PEFT model around one; it stays as it is. `variables`: what the chat template is given besides the
     messages."""
-    from lorakit.evaluate.benchmarks.harness import LmEvalModel, quiet_lm_eval, run_lm_eval
+    from lorakit.evaluate.benchmarks.harness import quiet_lm_eval, run_lm_eval
+    from lorakit.evaluate.benchmarks.lm_eval_model import LmEvalModel
 
     names = list(dict.fromkeys(settings.tasks))
     with quiet_lm_eval(progress):
