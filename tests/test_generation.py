@@ -1,19 +1,23 @@
-"""Batches of answers that shrink as rows end: the same answers as of each prompt alone, in every family."""
+"""Batches of answers that shrink as rows end, of prompts computed together or one at a time: the same answers as of
+each prompt alone, in every family."""
 
 import pytest
 import torch
 from model_families import FAMILIES
 from transformers import AutoModelForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from lorakit.model import generation
 from lorakit.model.generation import greedy_answers
+from lorakit.model.kv_cache import RoomyLayer
 from lorakit.progress import Silent
 
 PROMPTS = [[*range(5, 5 + 2 * (number % 4) + 2), 40 + number] for number in range(16)]
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_batch_that_shrinks_gives_the_answers_of_each_prompt_alone(family, monkeypatch):
+def test_a_batch_that_shrinks_gives_the_answers_of_each_prompt_alone(family, alone, monkeypatch):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family].config).eval()
     monkeypatch.setattr(generation, "_WORTHWHILE_TOKENS", 1)
@@ -21,6 +25,9 @@ def test_a_batch_that_shrinks_gives_the_answers_of_each_prompt_alone(family, mon
     whole = [greedy_answers(model, [prompt], [], 24, 0, "", Silent())[0].tokens for prompt in PROMPTS]
     said = [token for answer in whole for token in answer[3:12]]
     stops = sorted(set(said), key=said.count)[-2:]
+    if alone:  # with starts in common, and rows left that go on beside those of another batch
+        for name, value in (("_ALONE", 1), ("_SHARED", 0.1), ("_PROMPTS_ON_CPU", 12), ("_FEW", 0.5)):
+            monkeypatch.setattr(generation, name, value)
     sizes, generates = [], model.generate
 
     def counted(**given):
@@ -33,3 +40,27 @@ def test_a_batch_that_shrinks_gives_the_answers_of_each_prompt_alone(family, mon
         ends = next((at for at, token in enumerate(tokens) if token in stops), len(tokens))
         assert answer.tokens == tokens[:ends] and answer.ended == (ends < len(tokens))
     assert len(sizes) > 1
+
+
+@pytest.mark.parametrize("alone", [1, 1 << 30])
+def test_answers_that_end_at_once_have_no_tokens(alone, monkeypatch, tiny_model):
+    monkeypatch.setattr(generation, "_ALONE", alone)
+    first = {greedy_answers(tiny_model, [prompt], [], 1, 0, "", Silent())[0].tokens[0] for prompt in PROMPTS}
+    answers = greedy_answers(tiny_model, PROMPTS, sorted(first), 8, 0, "", Silent())
+    assert all(answer.tokens == () and answer.ended for answer in answers)
+
+
+def test_a_layer_with_room_holds_what_transformers_own_one_holds():
+    torch.manual_seed(0)
+    roomy, plain = RoomyLayer(), DynamicLayer()
+    for step in range(150):
+        keys, values = torch.randn(2, 4, 3, 7 if step == 40 else 1, 5)
+        for one, other in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
+            assert torch.equal(one, other)
+        if step == 60:
+            for layer in (roomy, plain):
+                layer.batch_select_indices(torch.tensor([2, 0, 1, 1]))
+        if step == 90:
+            for layer in (roomy, plain):
+                layer.crop(-11)
+    assert roomy.get_seq_length() == plain.get_seq_length()

@@ -10,7 +10,6 @@ import torch
 from torch.nn.functional import pad as pad_last
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lorakit.distributed.processes import local_size
 from lorakit.errors import LorakitError, UserError
@@ -18,6 +17,7 @@ from lorakit.hardware.accelerator import free_memory_of
 from lorakit.hardware.machine import processor
 from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
 from lorakit.model.config_values import positions_of
+from lorakit.model.kv_cache import can_change_rows, common_start, row_of, stacked, start_of
 from lorakit.model.loss import causal_of
 from lorakit.progress import Progress
 
@@ -34,6 +34,9 @@ _LIVE = 0.5
 _WORTHWHILE_ROWS, _WORTHWHILE_TOKENS = 4, 16
 # Where no more than this share of the rows that it began with is left, they go on beside the rows of another batch.
 _FEW = 1 / 8
+# On a CPU, prompts of so many tokens are computed one at a time, without padding and what a mask costs. One that has
+# this share of its tokens in common with the one before it goes on from there, which needs a mask.
+_ALONE, _SHARED = 64, 1 / 4
 
 
 def tokens_at_once(model: Any) -> int:
@@ -104,13 +107,18 @@ class Stops:
 @dataclass(eq=False)
 class _Draft:
     """A prompt and the tokens generated so far, at most `room`; the last one needs no position. `ended`: by a stop
-    token or text."""
+    token or text. `cache`: the keys and values of all but the last token, where they were kept."""
 
     number: int
     prompt: Sequence[int]
     room: int
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
+    cache: Any = None
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.tokens]
 
     def extend(self, tokens: Sequence[int], stops: Stops) -> None:
         """Add tokens up to one that ends the answer, which is not one of its own."""
@@ -190,10 +198,16 @@ def _continue(
     generate: Callable[..., Any], device: torch.device, batch: list[_Draft], stops: Stops, limit: int | None, pad: int
 ) -> None:
     """Generate more tokens for each prompt of a batch, all that most of them need."""
-    rows = [torch.tensor([*draft.prompt, *draft.tokens], dtype=torch.long) for draft in batch]
+    given = {"do_sample": False, "use_cache": True, "eos_token_id": list(stops.ids) or None, "pad_token_id": pad}
+    given["return_dict_in_generate"] = True
+    alone = device.type == "cpu" and max(len(draft.ids) for draft in batch) >= _ALONE
+    cache = _one_at_a_time(partial(generate, **given), batch, stops) if alone else None
+    live = [draft for draft in batch if draft.live]
+    if not live:
+        return
+    rows = [torch.tensor(draft.ids, dtype=torch.long) for draft in live]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left").to(device)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left").to(device)
-    live, cache = batch, None
     while live:
         longest = ids.shape[1]
         most = max(draft.room - len(draft.tokens) for draft in live)
@@ -202,18 +216,18 @@ def _continue(
             attention_mask=mask,
             past_key_values=cache,
             max_new_tokens=most if limit is None else min(most, limit + 1 - longest),
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=list(stops.ids) or None,
-            pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([_MostAreDone(live, stops)]),
-            return_dict_in_generate=True,
+            **given,
         )
         for draft, tokens in zip(live, output.sequences[:, longest:].tolist(), strict=True):
             draft.extend(tokens, stops)
         left = [number for number, draft in enumerate(live) if draft.live]
         cache = output.past_key_values
-        if len(left) <= _FEW * len(batch) or not _can_shrink(cache):
+        if not can_change_rows(cache):
+            return
+        if len(left) <= _FEW * len(batch):
+            for number in left if alone else ():
+                live[number].cache = row_of(cache, number, len(live[number].ids) - 1)
             return
         # The rest goes on from its keys and values: computing the prompts again would cost more than many tokens.
         chosen = torch.tensor(left, device=device)
@@ -223,10 +237,28 @@ def _continue(
         live = [live[number] for number in left]
 
 
-def _can_shrink(cache: Any) -> bool:
-    """Whether transformers drops rows of all that this cache holds: it leaves states of linear attention alone."""
-    layers = getattr(cache, "layers", None) or [None]
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+def _one_at_a_time(generate: Callable[..., Any], batch: list[_Draft], stops: Stops) -> Any | None:
+    """The keys and values of each draft of a batch that is still written, but for its last token; None where the
+    model's kind cannot be put together. Each is computed without padding, and what begins like the one before it from
+    there on; those that go on from another batch have theirs."""
+    before: list[int] = []
+    cache, caches = None, {}
+    for draft in sorted(batch, key=lambda draft: draft.ids):
+        if draft.cache is not None:
+            caches[draft], draft.cache = draft.cache, None
+            continue
+        ids = draft.ids
+        shared = common_start(before, ids[:-1])
+        start = start_of(cache, shared) if shared >= max(_SHARED * len(ids), 1) else None
+        row = torch.tensor([ids], dtype=torch.long)
+        output = generate(input_ids=row, attention_mask=torch.ones_like(row), past_key_values=start, max_new_tokens=1)
+        before, cache = ids, output.past_key_values
+        if not can_change_rows(cache):
+            return None
+        draft.extend(output.sequences[0, len(ids) :].tolist(), stops)
+        caches[draft] = cache
+    live = [caches[draft] for draft in batch if draft.live]
+    return stacked(live) if live else None
 
 
 class _MostAreDone(StoppingCriteria):
