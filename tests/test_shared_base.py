@@ -85,6 +85,11 @@ def test_what_an_adapter_computes_does_not_depend_on_those_before_it(base, adapt
     order = [name for name in adapters for name in (name, None)]
     for name in [*order, *random.Random(0).sample(order, len(order))]:
         assert torch.equal(logits(shared.model_with(name and adapters[name])), alone[name]), name
+    for name in random.Random(1).sample(list(adapters), len(adapters)):
+        copied = load_adapter(shared.copied(), adapters[name])
+        assert torch.equal(logits(copied), alone[name]), name
+        copied.config.use_cache = not copied.config.use_cache
+    assert torch.equal(logits(shared.copied()), alone[None])
 
 
 def test_a_base_that_comes_back_as_it_was_is_not_read_again(tiny_base, tmp_path):
@@ -97,6 +102,9 @@ def test_a_base_that_comes_back_as_it_was_is_not_read_again(tiny_base, tmp_path)
     shared.model_with(save_peft_adapter(tiny_base, tmp_path / "head", KINDS["head"]()))
     shared.model_with(folders[0])
     assert len(times) == 2
+    for folder in folders:
+        logits(load_adapter(shared.copied(), folder))
+    assert len(times) == 3
 
 
 def test_the_fingerprint_tells_every_bit_every_tie_every_module_and_the_config(tied_base):

@@ -14,6 +14,7 @@ import yaml
 from conftest import rows_of, write_rows
 
 from lorakit.errors import LorakitError, UserError
+from lorakit.model import load as base_loading
 from lorakit.progress import Silent
 from lorakit.recipe.load import RecipeErrors, load
 from lorakit.run_dir import RANKING, SWEEP, Run
@@ -90,6 +91,25 @@ def test_a_trial_is_the_run_that_train_makes(recipe, tmp_path, lorakit):
     code, _, err = lorakit("train", recipe, "--set", "train.learning_rate=0.02", "--output", tmp_path / "plain")
     assert code == 0, err
     number = next(trial.number for trial in store.trials if store.values_of(trial)["train.learning_rate"] == 0.02)
+    weights = "adapter_model.safetensors"
+    assert (store.run_of(number).adapter / weights).read_bytes() == (tmp_path / "plain/adapter" / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("keys", "shared"), [({}, True), ({"model.quantization": "nf4"}, True), ({"adapter.kind": "pissa"}, False)]
+)
+def test_trials_share_a_base_that_they_leave_as_it_is(recipe, tmp_path, lorakit, monkeypatch, keys, shared):
+    read, load_model = [], base_loading.load_model
+    monkeypatch.setattr(base_loading, "load_model", lambda *given: read.append(given) or load_model(*given))
+    rates = {"train.learning_rate": [0.01, 0.02, 0.03], "train.steps": [2]}
+    store = work(sweep_of(recipe, **rates, **keys, sweep={"prune": "none"}), tmp_path / "sweep")
+    assert len(read) == 1 if shared else len(read) >= 3
+    assert [trial.state.name for trial in store.trials] == ["COMPLETE"] * 3
+    settings = {"train.learning_rate": 0.03, "train.steps": 2, **keys}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    code, _, err = lorakit("train", recipe, *sets, "--output", tmp_path / "plain")
+    assert code == 0, err
+    number = next(trial.number for trial in store.trials if store.values_of(trial)["train.learning_rate"] == 0.03)
     weights = "adapter_model.safetensors"
     assert (store.run_of(number).adapter / weights).read_bytes() == (tmp_path / "plain/adapter" / weights).read_bytes()
 

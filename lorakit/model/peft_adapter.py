@@ -271,6 +271,16 @@ class SharedBase:
         self._model, self._adapter = base if adapter is None else load_adapter(base, adapter), adapter
         return self._model
 
+    def copied(self) -> Any:
+        """The base, frozen, in modules of its own around the weights, which those that were returned before share.
+        Nothing has to be undone: where one of them was changed, the base is loaded again."""
+        if self._model is None or self._adapter is not None or fingerprint_of(self._model) != self._fingerprint:
+            self._model = self._adapter = None  # frees its memory before the next one is loaded
+            self._model = self.load()
+            self._fingerprint = fingerprint_of(self._model)
+        weights = (*self._model.parameters(), *self._model.buffers())
+        return copy.deepcopy(self._model, {id(tensor): tensor for tensor in weights}).requires_grad_(False)
+
 
 def fingerprint_of(model: Any) -> str:
     """A hash that is equal only where a model computes the same, bit for bit: of every weight and buffer, taken on its

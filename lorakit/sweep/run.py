@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from lorakit.amounts import counted, duration
 from lorakit.data.rows import IGNORED
@@ -13,6 +14,11 @@ from lorakit.progress import Progress
 from lorakit.run_dir import Run, open_run
 from lorakit.sweep.study import CUT, STATES, Claim, RowsDiffer, TrialStore
 from lorakit.sweep.sweep_file import Sweep, describe_values
+
+if TYPE_CHECKING:
+    from lorakit.model.peft_adapter import SharedBase
+    from lorakit.model.resolve import Base
+    from lorakit.recipe.schema import Model
 
 _FIRST_RUNG = 0.2
 """The share of a run before which none is cut short: losses after fewer steps tell little about the last one."""
@@ -40,30 +46,55 @@ class TrialJudge:
         self.is_over = self.cut_at is not None and step >= self.cut_at
 
 
+class TrialBases:
+    """Loads the bases of trials, in turn: one that the trial before had too is in memory already."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._shared: SharedBase | None = None
+
+    def load(self, base: "Base", settings: "Model", device: str, trainable: bool) -> Any:
+        """What `load_model` gives. One that is to be trained whole is no other trial's."""
+        from lorakit.model.load import load_model
+        from lorakit.model.peft_adapter import SharedBase
+
+        key = None if trainable else (base.folder, base.sha256(), settings, device)
+        if key is None or key != self._key:
+            self._key, self._shared = key, None
+        if key is None:
+            return load_model(base, settings, device, trainable)
+        if self._shared is None:
+            self._shared = SharedBase(partial(load_model, base, settings, device))
+        return self._shared.copied()
+
+
 def run_worker(
     sweep: Sweep, store: TrialStore, progress: Progress, quiet: Callable[[], Progress], deadline: float | None
 ) -> None:
     """Do trials until none is left or, by the monotonic clock, the `deadline` has passed. Interrupted after Ctrl-C: the
     trial's run has a checkpoint, and the next worker goes on. `quiet` makes what a trial's training reports to."""
+    bases = TrialBases()
     while deadline is None or time.monotonic() < deadline:
         claim = store.claim()
         if claim is None:
             return
         try:
-            _run_trial(sweep, store, claim, progress, quiet())
+            _run_trial(sweep, store, claim, bases, progress, quiet())
         finally:
             claim.release()
             free_memory()
     progress.say("the budget is used up: no further trial begins")
 
 
-def _run_trial(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress, quiet: Progress) -> None:
+def _run_trial(
+    sweep: Sweep, store: TrialStore, claim: Claim, bases: TrialBases, progress: Progress, quiet: Progress
+) -> None:
     number = claim.trial.number
     name = f"trial {number + 1} of {store.planned()}: {describe_values(claim.values)}"
     progress.say(name)
     start = time.monotonic()
     try:
-        loss, was_pruned = _train(sweep, store, claim, quiet)
+        loss, was_pruned = _train(sweep, store, claim, bases, quiet)
     except (Interrupted, KeyboardInterrupt):
         store.give_back(claim.trial)
         raise
@@ -79,7 +110,7 @@ def _run_trial(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress
     progress.say(f"{name}: {how}held-out loss {loss:.4f}, in {duration(time.monotonic() - start)}")
 
 
-def _train(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress) -> tuple[float, bool]:
+def _train(sweep: Sweep, store: TrialStore, claim: Claim, bases: TrialBases, progress: Progress) -> tuple[float, bool]:
     """The best held-out loss of a trial, and whether it was cut short."""
     from lorakit.data.examples import file_sha256s
     from lorakit.prepare import prepare_run
@@ -98,7 +129,7 @@ def _train(sweep: Sweep, store: TrialStore, claim: Claim, progress: Progress) ->
         store.share_rows(_trained(prepared.held_out), file_sha256s(recipe.data))
         checkpoint = checkpoint_to_resume(opened, prepared, progress) if resume else None
         judge = _judge(sweep, store, claim, prepared.steps, checkpoint)
-        outcome = train(prepared, opened, progress, checkpoint, TrainingHooks(judge=judge))
+        outcome = train(prepared, opened, progress, checkpoint, TrainingHooks(judge=judge, load_base=bases.load))
     if outcome.eval_loss is None:
         raise LorakitError("no held-out loss was measured")
     return outcome.eval_loss, _was_cut(claim, outcome.steps, prepared.steps)

@@ -96,7 +96,7 @@ def _train(prepared: Prepared, run: Run, progress: Progress, checkpoint: Path | 
     fills_holes = settings.gradient_checkpointing or sharding_of(settings).is_collective
     if fills_holes and not prepared.machine.is_gpu:
         return_freed_memory()  # before the weights: what is recomputed or gathered would fill what loading leaves free
-    state = set_up_training(prepared, checkpoint, progress)
+    state = set_up_training(prepared, checkpoint, progress, hooks.load_base)
     sharding, trained = state.sharding, trained_parameters(state.model).values()
     copy_from_first(weight.detach() for weight in trained if not sharding.is_shared_out(weight))
     checked = sharding.attempt(partial(check_loss, state.model, prepared, state.run))

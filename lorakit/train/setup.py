@@ -1,7 +1,7 @@
 """The model to train: the base in memory with its adapter, fresh, from another run, or from a checkpoint."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -32,10 +32,13 @@ from lorakit.plan.trainable_params import count_parameters as count_planned
 from lorakit.prepare import Prepared
 from lorakit.progress import Progress
 from lorakit.recipe.adapter_kind import adapter_folder, adapter_spec, initial_adapter, kind_settings, trains_all
-from lorakit.recipe.schema import Adapter, Spectrum
+from lorakit.recipe.schema import Adapter, Model, Spectrum
 from lorakit.run_dir import Run
 from lorakit.train.checkpoint import has_rank_scheduler, restore_model_state
 from lorakit.train.sharding import Pass, Sharding, sharding_of
+
+LoadBase = Callable[[Base, Model, str, bool], Any]
+"""What loads a base by a recipe's section `model` on a device, to be trained whole or not."""
 
 
 def planned_parameters(prepared: Prepared) -> tuple[int, int] | None:
@@ -63,12 +66,14 @@ class TrainingState:
     total: int
 
 
-def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progress) -> TrainingState:
+def set_up_training(
+    prepared: Prepared, checkpoint: Path | None, progress: Progress, load_base: LoadBase | None = None
+) -> TrainingState:
     """The model of a prepared recipe, with its adapter as the first step finds it, or the step after `checkpoint`; all
-    processes call it. UserError where the recipe asks for modules that the model lacks, or for an adapter that does not
-    fit it."""
+    processes call it. `load_base`: takes the place of `load_model` for a base that is held whole. UserError where the
+    recipe asks for modules that the model lacks, or for an adapter that does not fit it."""
     adapter, sharding = prepared.recipe.adapter, sharding_of(prepared.recipe.train)
-    model, config, quantization = together(partial(_load, prepared, checkpoint, sharding, progress))
+    model, config, quantization = together(partial(_load, prepared, checkpoint, sharding, progress, load_base))
     trainable, total = count_parameters(model)
     run = sharding.attempt(partial(sharding.shard, model, torch.device(prepared.machine.device)))
     make_scheduler = adapter_spec(adapter).callback if has_rank_scheduler(adapter) else None
@@ -83,11 +88,14 @@ def set_up_training(prepared: Prepared, checkpoint: Path | None, progress: Progr
     return TrainingState(model, scheduler, sharding, run, config, quantization, trainable, total)
 
 
-def _load(prepared: Prepared, checkpoint: Path | None, sharding: Sharding, progress: Progress) -> tuple[Any, Any, Any]:
+def _load(
+    prepared: Prepared, checkpoint: Path | None, sharding: Sharding, progress: Progress, load_base: LoadBase | None
+) -> tuple[Any, Any, Any]:
     """The model with its adapter, its configuration as it was loaded, and its quantization."""
     recipe, adapter = prepared.recipe, prepared.recipe.adapter
     device = sharding.loading_device(prepared.machine.device)
-    base = load.load_model(prepared.base, prepared.model, device, trainable=trains_all(adapter))
+    read = load_base if load_base and sharding == Sharding() else load.load_model
+    base = read(prepared.base, prepared.model, device, trains_all(adapter))
     config = copy.deepcopy(base.config)
     precisions, stored = load.summarize_quantization(base), stored_quantization(prepared.base.folder)
     if words := load.describe_quantization(precisions, recipe.model.quantization, stored, recipe.model.dtype):

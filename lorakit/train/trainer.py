@@ -47,6 +47,7 @@ from lorakit.train.checkpoint import (
 )
 from lorakit.train.micro_batching import MicroBatchRunner, StepLoss
 from lorakit.train.samples import SampleAnswers
+from lorakit.train.setup import LoadBase
 
 
 class EvaluationJudge(Protocol):
@@ -61,10 +62,12 @@ class EvaluationJudge(Protocol):
 @dataclass(frozen=True)
 class TrainingHooks:
     """What a training is told besides its recipe. `judge`: hears the held-out losses. `rate_share`: of each step from 0
-    on, its learning rate as a share of `train.learning_rate`, in place of the schedule."""
+    on, its learning rate as a share of `train.learning_rate`, in place of the schedule. `load_base`: loads the base as
+    `load_model` does, which is held whole."""
 
     judge: EvaluationJudge | None = None
     rate_share: Callable[[int], float] | None = None
+    load_base: LoadBase | None = None
 
 
 class TrainingCallback(TrainerCallback):
