@@ -286,9 +286,9 @@ def _with_rival(
             raise UserError(f"--system-file: {system_file}: cannot be read: {error}.") from error
         if not system:
             raise UserError(f"--system-file: {system_file}: is empty. Write the system text into it.")
-    if choose and not few_shot:
-        raise UserError("--few-shot-by: is for --few-shot K. Add it, or leave this out.")
     prompting = chosen_prompting(models.prepared.recipe if models.prepared else None, few_shot, choose, system)
+    if choose and not (prompting and prompting.few_shot):
+        raise UserError("--few-shot-by: no examples are asked for. Add --few-shot K, or leave this out.")
     of_recipe = few_shot is None and system is None
     if prompting is None or (of_recipe and all(spec.kind != "base" for spec in models.specs)):
         return models
