@@ -81,9 +81,9 @@ def _row_of_layer(layer: Any, number: int, tokens: int) -> Any:
         return layer
     row = copy.copy(layer) if type(layer) is DynamicSlidingWindowLayer else DynamicLayer()
     row.lazy_initialization(layer.keys, layer.values)
-    kept = min(tokens, layer.keys.shape[-2])
+    length = min(tokens, layer.keys.shape[-2])
     row.keys, row.values = (
-        states[number : number + 1, :, states.shape[-2] - kept :].clone() for states in (layer.keys, layer.values)
+        states[number : number + 1, :, states.shape[-2] - length :].clone() for states in (layer.keys, layer.values)
     )
     if hasattr(row, "cumulative_length"):
         row.cumulative_length = tokens
