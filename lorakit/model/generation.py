@@ -200,7 +200,7 @@ def _continue(
     """Generate more tokens for each prompt of a batch, all that most of them need."""
     given = {"do_sample": False, "use_cache": True, "eos_token_id": list(stops.ids) or None, "pad_token_id": pad}
     given["return_dict_in_generate"] = True
-    alone = device.type == "cpu" and max(len(draft.ids) for draft in batch) >= _ALONE
+    alone = device.type == "cpu" and any(draft.cache is not None or len(draft.ids) >= _ALONE for draft in batch)
     cache = _one_at_a_time(partial(generate, **given), batch, stops) if alone else None
     live = [draft for draft in batch if draft.live]
     if not live:
