@@ -105,6 +105,9 @@ def test_a_base_that_comes_back_as_it_was_is_not_read_again(tiny_base, tmp_path)
     for folder in folders:
         logits(load_adapter(shared.copied(), folder))
     assert len(times) == 3
+    first = logits(shared.copied())
+    next(shared.copied().parameters())[0, 0] += 1
+    assert torch.equal(logits(shared.copied()), first) and len(times) == 4
 
 
 def test_the_fingerprint_tells_every_bit_every_tie_every_module_and_the_config(tied_base):
