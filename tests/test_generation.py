@@ -43,7 +43,9 @@ def test_a_batch_that_shrinks_gives_the_answers_of_each_prompt_alone(family, alo
 
 
 @pytest.mark.parametrize("alone", [1, 1 << 30])
-def test_answers_that_end_at_once_have_no_tokens(alone, monkeypatch, tiny_model):
+def test_answers_that_end_at_once_have_no_tokens(alone, monkeypatch):
+    torch.manual_seed(0)
+    tiny_model = AutoModelForCausalLM.from_config(FAMILIES["llama"].config).eval()
     monkeypatch.setattr(generation, "_ALONE", alone)
     first = {greedy_answers(tiny_model, [prompt], [], 1, 0, "", Silent())[0].tokens[0] for prompt in PROMPTS}
     answers = greedy_answers(tiny_model, PROMPTS, sorted(first), 8, 0, "", Silent())
