@@ -204,6 +204,8 @@ def test_options_go_before_the_recipe_and_zero_switches_off(run, tmp_path, lorak
     code, out, err = lorakit_eval(run.folder, "--few-shot", "1", "--few-shot-by", "similar")
     assert code == 0, err
     assert "base + 1 nearest example" in out and "what an answer costs" in out and "tokens shorter each" in out
+    code, _, err = lorakit_eval(run.folder, "--few-shot-by", "similar")
+    assert code == 2 and "--few-shot-by: no examples are asked for. Add --few-shot K" in err
 
 
 def test_the_recipe_names_the_rival(prepared):

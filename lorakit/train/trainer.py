@@ -62,8 +62,8 @@ class EvaluationJudge(Protocol):
 @dataclass(frozen=True)
 class TrainingHooks:
     """What a training is told besides its recipe. `judge`: hears the held-out losses. `rate_share`: of each step from 0
-    on, its learning rate as a share of `train.learning_rate`, in place of the schedule. `load_base`: loads the base as
-    `load_model` does, which is held whole."""
+    on, its learning rate as a share of `train.learning_rate`, in place of the schedule. `load_base`: takes the
+    place of `load_model` for a base that is held whole."""
 
     judge: EvaluationJudge | None = None
     rate_share: Callable[[int], float] | None = None
