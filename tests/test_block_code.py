@@ -11,7 +11,7 @@ from test_kernels import CONFIGS, adapted, assert_same, loss_and_gradients, made
 
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
-from lorakit.model.block_code import PLAIN
+from lorakit.model.block_code import PLAIN, use_inference_code
 from lorakit.model.compiled_blocks import blocks_of, compile_blocks
 from lorakit.model.kernels import liger_kernels
 from lorakit.plan import block_code
@@ -269,3 +269,16 @@ def test_compiling_where_it_cannot_work_is_refused(monkeypatch, machine, more, w
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=f"train.compile: .*{words}.* Write auto or off"):
         settled(machine, LLAMA_8B, compile="on", **more)
+
+
+@pytest.mark.parametrize(("dtype", "taken", "tolerance"), [(torch.float32, True, 1e-5), (torch.bfloat16, False, 0.02)])
+def test_a_model_that_answers_computes_what_its_own_code_does(dtype, taken, tolerance):
+    model = adapted(made(CONFIGS["llama"])).to(dtype).eval()
+    ids = torch.arange(2, 14).view(2, 6)
+    with torch.inference_mode():
+        own = model(ids).logits
+        with use_inference_code(model):
+            norms = [module for module in model.modules() if type(module).__name__ == "LlamaRMSNorm"]
+            assert all(("forward" in vars(norm)) == taken for norm in norms)
+            torch.testing.assert_close(model(ids).logits, own, rtol=tolerance, atol=tolerance)
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -186,6 +186,16 @@ def test_a_group_is_the_mean_of_its_rows_or_of_its_tasks(model, tokenizer, task_
             assert whole.interval.low < whole.value < whole.interval.high
 
 
+def test_single_tasks_of_lm_eval_need_no_index_of_all(monkeypatch, tmp_path):
+    from lorakit.evaluate.benchmarks.harness import _open_manager
+
+    monkeypatch.setattr("lorakit.evaluate.benchmarks.harness.TaskManager", without_lm_evals_own)
+    (tmp_path / "choice.yaml").write_text(json.dumps(CHOICE | {"task": "choice"}), encoding="utf-8")
+    index = _open_manager(["gsm8k", "humaneval", "choice"], tmp_path).task_index
+    assert {"gsm8k", "humaneval", "choice"} <= index.keys()
+    assert len(index) < 50
+
+
 def without_lm_evals_own(include_path, include_defaults=True):
     from lm_eval.tasks import TaskManager
 

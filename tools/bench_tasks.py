@@ -1,8 +1,8 @@
 """`lorakit benchmark` against lm-eval's own command on the same files: base and adapter, in float32, without a network.
 
-Each is a process of its own, timed from its start to its end. lorakit loads the base once for both models; lm-eval's
-command is run for each. Its tasks are its own YAML files with the data set's name exchanged for the files of DATA, and
-with lorakit's confined metric in place of the script `code_eval` that it would fetch from the hub.
+Each is a process of its own, timed from its start to its end. lorakit's scores both models; lm-eval's is run for each.
+Its tasks are its own YAML files with the data set's name exchanged for the files of DATA, and with lorakit's confined
+metric in place of the script `code_eval` that it would fetch from the hub.
 """
 
 import argparse
@@ -32,7 +32,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of that training")
     parser.add_argument("--tasks", nargs="+", choices=FILES, default=[*FILES])
     parser.add_argument("--limit", type=int, default=200, help="rows of each task")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="that lm-eval scores")
     parser.add_argument("--batch", default="1", help="lm-eval's batch size: 1 is its default")
     options = parser.parse_args()
     if not (options.run / "adapter").is_dir():
@@ -41,18 +40,25 @@ def main() -> None:
             (f"train.steps={options.steps}", "model.dtype=float32"),
         )
         _run(["lorakit", "train", recipe, "--output", options.run, *(f"--set={one}" for one in settings)])
-    print("| task | rows | model | figure | lorakit | lm-eval | seconds | lm-eval's | ratio |\n" + "|---" * 9 + "|")
+    figures, times = [], []
     for task in options.tasks:
         ours, seconds = _lorakit(task, options)
-        for model in options.models:
-            theirs, their_seconds = _lm_eval(task, model, options)
-            share = seconds / len(MODELS)
-            for name, value in ours[model].items():
-                print(
-                    f"| {task} | {options.limit} | {model} | {name} | {value:.4f} | {theirs[name]:.4f} | {share:.0f} | "
-                    f"{their_seconds:.0f} | {their_seconds / share:.2f} |",
-                    flush=True,
-                )
+        of_models = {model: _lm_eval(task, model, options) for model in MODELS}
+        for model, (theirs, _) in of_models.items():
+            figures += [f"{task} | {model} | {name} | {value} | {theirs[name]}" for name, value in ours[model].items()]
+        times.append([task, seconds, *(of_model[1] for of_model in of_models.values())])
+    _print_table("task | model | figure | lorakit | lm-eval", figures)
+    times.append(["all", *(sum(column) for column in list(zip(*times, strict=True))[1:])])
+    rows = [
+        f"{task} | {ours:.0f} | {base:.0f} | {adapter:.0f} | {(base + adapter) / ours:.2f}"
+        for task, ours, base, adapter in times
+    ]
+    _print_table("task | lorakit, base and adapter, s | lm-eval, base, s | lm-eval, adapter, s | ratio", rows)
+
+
+def _print_table(heading: str, rows: list[str]) -> None:
+    print(f"\n| {heading} |\n" + "|---" * (heading.count("|") + 1) + "|")
+    print("\n".join(f"| {row} |" for row in rows), flush=True)
 
 
 def _run(words: list[Any]) -> float:

@@ -12,7 +12,7 @@ from lorakit.chat.models import Decoding
 from lorakit.evaluate.inference import ModelLoader
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.hardware.accelerator import restoring_random_states
-from lorakit.model.fused_lora import fused_lora
+from lorakit.model.block_code import use_inference_code
 from lorakit.model.loss import causal_of
 
 
@@ -62,7 +62,7 @@ class TorchEngine:
             chosen |= {"temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
         own_config, causal.generation_config = causal.generation_config, GenerationConfig()
         try:
-            with torch.inference_mode(), fused_lora(model), restoring_random_states(causal.device):
+            with torch.inference_mode(), use_inference_code(model), restoring_random_states(causal.device):
                 torch.manual_seed(decoding.seed)
                 causal.generate(
                     input_ids=ids,

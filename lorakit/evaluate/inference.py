@@ -33,7 +33,7 @@ from lorakit.evaluate.classification import Labels
 from lorakit.evaluate.forward import label_loglikelihoods, row_losses
 from lorakit.evaluate.models import EvalModelSpec
 from lorakit.evaluate.rendering import RenderedRows, Row
-from lorakit.model.fused_lora import fused_lora
+from lorakit.model.block_code import use_inference_code
 from lorakit.model.generation import Answer, greedy_answers
 from lorakit.model.llama_cpp import GgufModel
 from lorakit.model.load import load_model
@@ -180,7 +180,7 @@ class EvalModel:
 
         def compute_rows(some: list[int], share: list[int]) -> list[Any]:
             numbers, model = [some[at] for at in share], self.loader.model_of(self.spec)
-            with nullcontext() if self.spec.gguf else fused_lora(model), torch.inference_mode():
+            with nullcontext() if self.spec.gguf else use_inference_code(model), torch.inference_mode():
                 work(model, numbers, lambda values: file.add({keys[numbers[at]]: one for at, one in values.items()}))
             return [file.lines[keys[number]] for number in numbers]
 

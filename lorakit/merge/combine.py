@@ -21,8 +21,8 @@ from lorakit.merge.low_rank import METHODS
 from lorakit.merge.run import MergeResult, merge
 from lorakit.merge.writer import COMBINED, describe_output
 from lorakit.model import low_rank
+from lorakit.model.block_code import use_inference_code
 from lorakit.model.companion_files import write_tokenizer
-from lorakit.model.fused_lora import fused_lora
 from lorakit.model.layerwise import adapter_without_base
 from lorakit.model.load import load_model
 from lorakit.model.loss import supervised_loss
@@ -296,7 +296,7 @@ def _mean_losses(
         if not any(shares):
             return [(0.0, 0)] * len(sets)
         model = shared.model_with(adapter)
-        with fused_lora(model):
+        with use_inference_code(model):
             return [_summed_loss(model, rows, pad, sets[at][0], progress) for at, rows in enumerate(shares)]
 
     of_processes = gather(together(sum_losses))

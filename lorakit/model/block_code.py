@@ -5,9 +5,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lorakit.model.compiled_blocks import compile_blocks
+from lorakit.model.cpu_kernels import cpu_kernels
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs
 from lorakit.model.kernels import NO_KERNELS, Kernels, use_kernels
+from lorakit.model.loss import causal_of
 
 
 @dataclass(frozen=True)
@@ -35,4 +39,14 @@ def use_block_code(model: Any, code: BlockCode) -> Iterator[None]:
             stack.enter_context(release_int8_inputs(model))
             stack.enter_context(fused_lora(model))
             stack.enter_context(use_kernels(model, code.kernels))
+        yield
+
+
+@contextmanager
+def use_inference_code(model: Any) -> Iterator[None]:
+    """Within this, the blocks of a causal language model that answers or is scored compute in fewer passes over memory,
+    to the same result within rounding; afterwards it is as it was."""
+    causal = causal_of(model)
+    on_cpu = causal.device.type == "cpu" and causal.dtype == torch.float32
+    with fused_lora(model), use_kernels(model, cpu_kernels() if on_cpu else NO_KERNELS):
         yield

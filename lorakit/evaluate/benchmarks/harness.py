@@ -17,6 +17,7 @@ import huggingface_hub
 import lm_eval.api.model
 import lm_eval.api.task
 import lm_eval.models.huggingface
+import lm_eval.tasks
 import numpy as np
 import torch
 import yaml
@@ -35,6 +36,7 @@ from lorakit.recipe.did_you_mean import nearest
 # What load_dataset reads from files on this machine; any other dataset_path is a folder, or a dataset of the hub.
 _FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml", "pandas")
 _LISTED = 20
+_LM_EVALS_TASKS = Path(lm_eval.tasks.__file__).parent
 # lm-eval's own defaults, so that the drawn examples are those of its command line.
 _SEED_PYTHON, _SEED = 0, 1234
 _MODULES_WITH_BARS = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
@@ -105,19 +107,21 @@ def _refuse_unconfined_code(name: str, task: Any) -> None:
 
 
 def _open_manager(names: Sequence[str], include: Path | None) -> Any:
-    """lm-eval's index: of the folder alone if all names are single tasks there, since its own 14,000 take seconds."""
-    own: list[str] = []
+    """lm-eval's index: of the folder, and of lm-eval's own of the names, if these have each as a single task. All of
+    lm-eval's 14,000 take ten seconds and more; groups and tags may have members anywhere among them."""
     if include is not None:
         _check_files(include)
-        manager = TaskManager(include_path=str(include), include_defaults=False)
-        if all(name in manager.all_subtasks for name in names):
-            return manager
-        own = list(manager.all_tasks)
-    manager = TaskManager(include_path=None if include is None else str(include))
+    given = [] if include is None else [str(include)]
+    users = TaskManager(include_path=given, include_defaults=False).all_tasks
+    own = [str(_LM_EVALS_TASKS / name) for name in names if name not in users and (_LM_EVALS_TASKS / name).is_dir()]
+    manager = TaskManager(include_path=[*own, *given], include_defaults=False)
+    if all(name in manager.all_subtasks for name in names):
+        return manager
+    manager = TaskManager(include_path=given)
     for name in (name for name in names if name not in manager.task_index):
-        near = nearest(name, own) or nearest(name, manager.all_tasks)
+        near = nearest(name, users) or nearest(name, manager.all_tasks)
         hint = f"; did you mean {near!r}?" if near else "."
-        listed = ", ".join(own[:_LISTED]) + (", ..." if len(own) > _LISTED else "")
+        listed = ", ".join(users[:_LISTED]) + (", ..." if len(users) > _LISTED else "")
         where = f"{include} has: {listed or 'no task'}." if include else "--tasks-path FOLDER adds tasks of your own."
         raise UserError(f"--tasks: {name!r} is not a task{hint} {where}")
     return manager

@@ -20,7 +20,7 @@ from lorakit.evaluate.metric import Comparison, compare
 from lorakit.evaluate.models import ModelSet
 from lorakit.evaluate.rendering import load_tokenizers, prompt_template
 from lorakit.evaluate.report import Table, comparison_table, describe_model, document_heading, score_table
-from lorakit.model.fused_lora import fused_lora
+from lorakit.model.block_code import use_inference_code
 from lorakit.progress import Progress
 
 FORMAT = 1
@@ -110,7 +110,7 @@ def run_tasks(
     with quiet_lm_eval(progress):
         lm_eval_model = LmEvalModel(model, tokenizer, variables if settings.chat else None, label, progress)
         try:
-            with fused_lora(model):
+            with use_inference_code(model):
                 results = run_lm_eval(lm_eval_model, tasks, settings)
         except LorakitError:
             raise
