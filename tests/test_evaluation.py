@@ -178,6 +178,18 @@ def test_batches_hold_items_of_like_size_within_the_tokens():
     assert seen == [[8, 9], [1, 2, 3]]
 
 
+@pytest.mark.parametrize(("rows", "batches"), [(2, [[8, 9], [2, 3], [3, 9], [1]]), (3, [[3, 8, 9], [1, 2], [3, 9]])])
+def test_items_that_need_more_wait_for_others_of_their_kind(rows, batches):
+    seen = []
+
+    def work(batch):
+        seen.append(batch)
+        return [item for item in batch if item in (3, 9) and sum(item in one for one in seen) == 1]
+
+    in_batches([1, 9, 2, 8, 3], lambda item: item, rows, 100, work)
+    assert seen == batches
+
+
 def test_a_reference_is_the_last_answer_without_its_stop_token(recipe_file):
     from lorakit.prepare import prepare_run
     from lorakit.recipe.load import load

@@ -32,8 +32,8 @@ _PROMPTS, _PROMPTS_ON_CPU = 256, 64
 _LIVE = 0.5
 # It does not with fewer rows or after fewer tokens, which would cost more than it saves.
 _WORTHWHILE_ROWS, _WORTHWHILE_TOKENS = 4, 16
-# Where no more than this share of the rows that it began with is left, they go on beside the rows of another batch.
-_FEW = 1 / 8
+# Where no more than this share of the rows that it began with is left, they go on later, beside what is left of others.
+_FEW = 1 / 4
 # On a CPU, prompts of so many tokens are computed one at a time, without padding and what a mask costs. One that has
 # this share of its tokens in common with the one before it goes on from there, which needs a mask.
 _ALONE, _SHARED = 64, 1 / 4
@@ -55,13 +55,16 @@ def tokens_at_once(model: Any) -> int:
 def in_batches(
     items: Sequence[Item], size: Callable[[Item], int], rows: int, tokens: int, work: Callable[[list[Item]], list[Item]]
 ) -> None:
-    """Call `work` on batches of items of similar size, the largest first. It returns the items that need more. A batch
-    has at most `rows` items and `tokens` tokens (its items times the largest size), but at least one item. Where memory
-    runs out, batches from then on are half as large; an error where not even one item fits."""
-    waiting = sorted(items, key=size)
-    while waiting:
-        most = max(1, min(rows, tokens // max(size(waiting[-1]), 1)))
-        batch = waiting[-most:]
+    """Call `work` on batches of items of similar size, the largest first. It returns the items that need more: they
+    wait for others of their kind, until a batch is full or nothing else is left. A batch has at most `rows` items and
+    `tokens` tokens (its items times the largest size), but at least one item. Where memory runs out, batches from then
+    on are half as large; an error where not even one item fits."""
+    waiting: list[Item] = sorted(items, key=size)
+    again: list[Item] = []
+    while waiting or again:
+        source = again if not waiting or len(again) >= rows else waiting
+        most = max(1, min(rows, tokens // max(size(source[-1]), 1)))
+        batch = source[-most:]
         left = within_memory(partial(work, batch))
         if isinstance(left, OutOfMemory):
             free_memory()
@@ -72,9 +75,8 @@ def in_batches(
                 )
             rows = len(batch) // 2
             continue
-        del waiting[-most:]
-        if left:
-            waiting = sorted([*waiting, *left], key=size)
+        del source[-most:]
+        again = sorted([*again, *left], key=size)
 
 
 class Answer(NamedTuple):
