@@ -190,6 +190,14 @@ def test_items_that_need_more_wait_for_others_of_their_kind(rows, batches):
     assert seen == batches
 
 
+def test_no_more_items_wait_than_fit_at_once():
+    seen = []
+    in_batches(
+        [6, 7, 8, 9], lambda item: item, 64, 18, lambda batch: seen.append(batch) or batch * (batch not in seen[:-1])
+    )
+    assert seen == [[8, 9], [8, 9], [6, 7], [6, 7]]
+
+
 def test_a_reference_is_the_last_answer_without_its_stop_token(recipe_file):
     from lorakit.prepare import prepare_run
     from lorakit.recipe.load import load

@@ -59,11 +59,15 @@ def in_batches(
     wait for others of their kind, until a batch is full or nothing else is left. A batch has at most `rows` items and
     `tokens` tokens (its items times the largest size), but at least one item. Where memory runs out, batches from then
     on are half as large; an error where not even one item fits."""
+
+    def most_of(some: list[Item]) -> int:
+        return max(1, min(rows, tokens // max(size(some[-1]), 1)))
+
     waiting: list[Item] = sorted(items, key=size)
     again: list[Item] = []
     while waiting or again:
-        source = again if not waiting or len(again) >= rows else waiting
-        most = max(1, min(rows, tokens // max(size(source[-1]), 1)))
+        source = again if not waiting or (again and len(again) >= most_of(again)) else waiting
+        most = most_of(source)
         batch = source[-most:]
         left = within_memory(partial(work, batch))
         if isinstance(left, OutOfMemory):
