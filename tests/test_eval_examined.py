@@ -29,6 +29,26 @@ def rows_with_answers(answers, first=0):
     ]
 
 
+def teach(model, tokenizer, texts, steps=60):
+    """Train all of a model on these texts."""
+    import torch
+
+    batches = [tokenizer(texts[at : at + 8], return_tensors="pt", padding=True) for at in range(0, len(texts), 8)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory, tiny_base, tokenizer):
     """A base that knows the general texts, so that it has something to forget."""
@@ -37,19 +57,34 @@ def knowing(tmp_path_factory, tiny_base, tokenizer):
 
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
-    texts = [row.text[:160] for row in read_general_texts() if row.register != "other language"]
-    batches = [tokenizer(texts[at : at + 8], return_tensors="pt", padding=True) for at in range(0, len(texts), 8)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(60):
-        batch = batches[step % len(batches)]
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    folder = tmp_path_factory.mktemp("knowing")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    teach(model, tokenizer, [row.text[:160] for row in read_general_texts() if row.register != "other language"])
+    return save(model, tokenizer, tmp_path_factory.mktemp("knowing"))
+
+
+@pytest.fixture(scope="module")
+def brittle(tmp_path_factory, tiny_base, tokenizer):
+    """A base that answers the held-out rows by weights that four bits round away, as eight bits do not.
+
+    One input of each layer is always zero, and its weights are 60 times as large as the others: they change no result,
+    and are what the others are scaled by.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    layers = model.model.layers
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):  # what is learnt lies in the layers
+        table.requires_grad_(False)
+    for norm in (norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)):
+        norm.weight.requires_grad_(False)[0] = 0
+    teach(model, tokenizer, [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows_of(40)])
+    with torch.no_grad():
+        for layer in layers:
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                linear.weight[:, 0] = 60 * linear.weight.std()
+            for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                linear.weight[:, 0] = 60 * linear.weight.std()
+    return save(model, tokenizer, tmp_path_factory.mktemp("brittle"))
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +217,9 @@ def test_a_fully_trained_model_is_examined_too(tmp_path, knowing, general, lorak
     assert code == 2 and out == "" and "--quantizations: is for adapters" in err
 
 
-def test_an_adapter_is_scored_on_quantized_bases_beside_its_own(honest, general, lorakit_eval, loads):
-    arguments = (honest.folder, "--quantizations", "q8,nf4,q8", "--general", general, "--no-cache", "--json")
+def test_an_adapter_is_scored_on_quantized_bases_beside_its_own(brittle, general, lorakit_eval, loads, tmp_path):
+    run = make_run(tmp_path, brittle, train={"learning_rate": 0.001})
+    arguments = (run.folder, "--quantizations", "q8,nf4,q8", "--general", general, "--no-cache", "--json")
     code, out, _ = lorakit_eval(*arguments)
     facts = json.loads(out)
     assert code == 0 and loads == ["none", "q8", "nf4"]
@@ -196,7 +232,7 @@ def test_an_adapter_is_scored_on_quantized_bases_beside_its_own(honest, general,
         lost = [scores[name]["scores"]["loss"]["value"] for name in (f"adapter on {word}", "adapter")]
         assert drift["value"] == pytest.approx(lost[0] - lost[1]) and drift["value"] != 0
         assert "share of the gain lost" in drift["details"]
-        assert drift["flagged"] == (word == "nf4")  # a tiny model of random weights takes four bits badly
+        assert drift["flagged"] == (word == "nf4")
     assert "quantization drift" not in found_in(facts)
 
 
