@@ -11,6 +11,7 @@ from test_kernels import CONFIGS, adapted, assert_same, loss_and_gradients, made
 
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
+from lorakit.model import cpu_kernels
 from lorakit.model.block_code import PLAIN, use_inference_code
 from lorakit.model.compiled_blocks import blocks_of, compile_blocks
 from lorakit.model.kernels import liger_kernels
@@ -271,8 +272,11 @@ def test_compiling_where_it_cannot_work_is_refused(monkeypatch, machine, more, w
         settled(machine, LLAMA_8B, compile="on", **more)
 
 
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD"])
 @pytest.mark.parametrize(("dtype", "taken", "tolerance"), [(torch.float32, True, 1e-5), (torch.bfloat16, False, 0.02)])
-def test_a_model_that_answers_computes_what_its_own_code_does(dtype, taken, tolerance):
+def test_a_model_that_answers_computes_what_its_own_code_does(dtype, taken, tolerance, vendor, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "proc_value", lambda file, key: vendor)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     model = adapted(made(CONFIGS["llama"])).to(dtype).eval()
     ids = torch.arange(2, 14).view(2, 6)
     with torch.inference_mode():
@@ -280,5 +284,15 @@ def test_a_model_that_answers_computes_what_its_own_code_does(dtype, taken, tole
         with use_inference_code(model):
             norms = [module for module in model.modules() if type(module).__name__ == "LlamaRMSNorm"]
             assert all(("forward" in vars(norm)) == taken for norm in norms)
+            assert ("forward" in vars(model.get_output_embeddings())) == (taken and vendor == "AuthenticAMD")
             torch.testing.assert_close(model(ids).logits, own, rtol=tolerance, atol=tolerance)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("shape", [(576,), (1, 576), (3, 576), (2, 5, 576), (33, 576), (0, 576)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_rows_are_multiplied_to_what_many_are(shape, bias):
+    layer = torch.nn.Linear(576, 96, bias=bias)
+    x = torch.randn(*shape, 2).select(-1, 0)  # not contiguous
+    torch.testing.assert_close(cpu_kernels.few_rows_linear(layer, x), layer(x))
+    assert cpu_kernels.few_rows_linear(layer, x).is_contiguous()

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from lorakit.model.compiled_blocks import compile_blocks
-from lorakit.model.cpu_kernels import cpu_kernels
-from lorakit.model.fused_lora import fused_lora, release_int8_inputs
+from lorakit.model.cpu_kernels import cpu_kernels, few_rows_layers, few_rows_linear
+from lorakit.model.fused_lora import fused_lora, release_int8_inputs, replace_forward
 from lorakit.model.kernels import NO_KERNELS, Kernels, use_kernels
 from lorakit.model.loss import causal_of
 
@@ -44,9 +45,14 @@ def use_block_code(model: Any, code: BlockCode) -> Iterator[None]:
 
 @contextmanager
 def use_inference_code(model: Any) -> Iterator[None]:
-    """Within this, the blocks of a causal language model that answers or is scored compute in fewer passes over memory,
-    to the same result within rounding; afterwards it is as it was."""
+    """Within this, the blocks of a causal language model that answers or is scored compute in fewer passes over memory
+    and in the order that suits its processor, to the same result within rounding; afterwards it is as it was."""
     causal = causal_of(model)
     on_cpu = causal.device.type == "cpu" and causal.dtype == torch.float32
-    with fused_lora(model), use_kernels(model, cpu_kernels() if on_cpu else NO_KERNELS):
+    kernels, linear_layers = (cpu_kernels(), few_rows_layers(model)) if on_cpu else (NO_KERNELS, [])
+    with (
+        fused_lora(model),
+        use_kernels(model, kernels),
+        replace_forward(linear_layers, lambda layer: partial(few_rows_linear, layer)),
+    ):
         yield

@@ -6,11 +6,15 @@ results are written over what nobody reads again. docs/benchmarks.md has what ea
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
+from lorakit.hardware.machine import proc_value
 from lorakit.model.kernels import Kernels
+
+# So many rows of x are few. A single one is no product of matrices.
+_FEW_ROWS = range(2, 33)
 
 
 def cpu_kernels() -> Kernels:
@@ -34,6 +38,25 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, both (..., width)."""
     result: Tensor = _SwiGlu.apply(gate, up)
     return result
+
+
+def few_rows_layers(model: Any) -> list[nn.Linear]:
+    """The linear layers of a model that `few_rows_linear` computes faster: those in float32, where torch multiplies by
+    MKL and the processor is not of Intel, whose library that is. Layers with a forward of their own are left to it."""
+    if proc_value("cpuinfo", "vendor_id") in ("", "GenuineIntel") or not torch.backends.mkl.is_available():
+        return []
+    layers = (module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module))
+    return [layer for layer in layers if layer.weight.dtype == torch.float32]
+
+
+def few_rows_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer's output for x (..., in): (..., out). Of few rows it is (W x^T)^T, for which MKL takes half as long."""
+    rows = x.shape[:-1].numel()
+    if rows not in _FEW_ROWS:
+        return linear(x, layer.weight, layer.bias)
+    columns = x.reshape(rows, -1).t()
+    result = layer.weight @ columns if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, columns)
+    return result.t().contiguous().view(*x.shape[:-1], -1)
 
 
 class _RmsNorm(torch.autograd.Function):
