@@ -29,13 +29,13 @@ def rows_with_answers(answers, first=0):
     ]
 
 
-def teach(model, tokenizer, texts, steps=60):
+def teach(model, tokenizer, texts):
     """Train all of a model on these texts."""
     import torch
 
     batches = [tokenizer(texts[at : at + 8], return_tensors="pt", padding=True) for at in range(0, len(texts), 8)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(steps):
+    for step in range(60):
         batch = batches[step % len(batches)]
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
@@ -80,9 +80,8 @@ def brittle(tmp_path_factory, tiny_base, tokenizer):
     teach(model, tokenizer, [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows_of(40)])
     with torch.no_grad():
         for layer in layers:
-            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-                linear.weight[:, 0] = 60 * linear.weight.std()
-            for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            attention, mlp = layer.self_attn, layer.mlp
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
                 linear.weight[:, 0] = 60 * linear.weight.std()
     return save(model, tokenizer, tmp_path_factory.mktemp("brittle"))
 

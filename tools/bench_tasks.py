@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, default=ROOT / "runs/bench-tasks", help="trained where it is not there")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of that training")
-    parser.add_argument("--tasks", nargs="+", choices=FILES, default=[*FILES][:2])
+    parser.add_argument("--tasks", nargs="+", choices=FILES, default=["gsm8k", "humaneval"])
     parser.add_argument("--limit", type=int, default=200, help="rows of each task")
     parser.add_argument("--batch", default="1", help="lm-eval's batch size: 1 is its default")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ from torch.nn.functional import linear, silu
 from lorakit.hardware.machine import proc_value
 from lorakit.model.kernels import Kernels
 
-# So many rows of x are few. A single one is no product of matrices.
+# With so many rows of x, (W x^T)^T takes less time than x W^T. A single row is no product of matrices.
 _FEW_ROWS = range(2, 33)
 
 
