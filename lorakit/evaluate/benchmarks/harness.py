@@ -107,13 +107,14 @@ def _refuse_unconfined_code(name: str, task: Any) -> None:
 
 
 def _open_manager(names: Sequence[str], include: Path | None) -> Any:
-    """lm-eval's index: of the folder, and of lm-eval's own of the names, if these have each as a single task. All of
-    lm-eval's 14,000 take ten seconds and more; groups and tags may have members anywhere among them."""
+    """lm-eval's index: of the folder, and of lm-eval's own of the names (gsm8k, too, of gsm8k_cot), if these have each
+    as a single task. All of lm-eval's 14,000 take ten seconds and more; groups and tags may have members anywhere."""
     if include is not None:
         _check_files(include)
     given = [] if include is None else [str(include)]
     users = TaskManager(include_path=given, include_defaults=False).all_tasks
-    own = [str(_LM_EVALS_TASKS / name) for name in names if name not in users and (_LM_EVALS_TASKS / name).is_dir()]
+    places = [(_LM_EVALS_TASKS / name, _LM_EVALS_TASKS / name.split("_")[0]) for name in names if name not in users]
+    own = dict.fromkeys(str(next(filter(Path.is_dir, pair))) for pair in places if any(map(Path.is_dir, pair)))
     manager = TaskManager(include_path=[*own, *given], include_defaults=False)
     if all(name in manager.all_subtasks for name in names):
         return manager
