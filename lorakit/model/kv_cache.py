@@ -43,6 +43,21 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._seen = [room[..., :length, :] for room in self._room]
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order. Where they are the first ones, but that some from behind them fill gaps, no
+        other row is copied, and the room stays."""
+        chosen = indices.tolist()
+        moved = [(to, row) for to, row in enumerate(chosen) if to != row]
+        if not self._room or self.keys is not self._seen[0] or any(row < len(chosen) for _, row in moved):
+            super().batch_select_indices(indices)
+            return
+        length = self.get_seq_length()
+        for room in self._room:
+            for to, row in moved:
+                room[to, :, :length] = room[row, :, :length]
+        self._room = [room[: len(chosen)] for room in self._room]
+        self.keys, self.values = self._seen = [room[..., :length, :] for room in self._room]
+
 
 def can_change_rows(cache: Any) -> bool:
     """Whether the rows of all that this cache holds can be dropped and put together: transformers leaves states of
