@@ -21,7 +21,6 @@ def test_a_batch_that_shrinks_gives_the_answers_of_each_prompt_alone(family, alo
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family].config).eval()
     monkeypatch.setattr(generation, "_WORTHWHILE_TOKENS", 1)
-    monkeypatch.setattr(generation, "_LIVE", 0.9)
     whole = [greedy_answers(model, [prompt], [], 24, 0, "", Silent())[0].tokens for prompt in PROMPTS]
     said = [token for answer in whole for token in answer[3:12]]
     stops = sorted(set(said), key=said.count)[-2:]
@@ -42,6 +41,19 @@ def test_a_batch_that_shrinks_gives_the_answers_of_each_prompt_alone(family, alo
     assert len(sizes) > 1
 
 
+def test_a_few_prompts_that_begin_alike_come_into_one_batch_and_many_by_their_lengths():
+    def prompt(example, length):
+        return [*range(10), *[example] * 20, *range(1000 + example, 1000 + example + length - 30)]
+
+    lengths = {(1, 100): 140, (2, 90): 90, (1, 140): 140, (3, 64): 200, (1, 101): 140, (3, 200): 200, (4, 40): 40}
+    prompts = [[*prompt(example, length)[:-1], 7] for example, length in lengths]
+    assert generation._widths(prompts) == dict(enumerate(lengths.values()))
+    assert list(generation._widths(prompts)) == [0, 4, 2, 1, 3, 5, 6]
+    many = [prompt(5, length) for length in range(70, 80)]
+    assert generation._widths([*many, *prompts]) == dict(enumerate([*range(70, 80), *lengths.values()]))
+    assert generation._widths([]) == {}
+
+
 @pytest.mark.parametrize("alone", [1, 1 << 30])
 def test_answers_that_end_at_once_have_no_tokens(alone, monkeypatch):
     torch.manual_seed(0)
@@ -55,13 +67,14 @@ def test_answers_that_end_at_once_have_no_tokens(alone, monkeypatch):
 def test_a_layer_with_room_holds_what_transformers_own_one_holds():
     torch.manual_seed(0)
     roomy, plain = RoomyLayer(), DynamicLayer()
+    chosen = {60: [2, 0, 1, 1], 65: [2, 0], 80: [0, 1, 1, 0], 100: [0, 3, 2], 101: [2, 1], 120: [0]}
     for step in range(150):
-        keys, values = torch.randn(2, 4, 3, 7 if step == 40 else 1, 5)
+        rows = 4 if plain.get_seq_length() == 0 else len(plain.keys)
+        keys, values = torch.randn(2, rows, 3, 7 if step == 40 else 1, 5)
         for one, other in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
             assert torch.equal(one, other)
-        if step == 60:
-            for layer in (roomy, plain):
-                layer.batch_select_indices(torch.tensor([2, 0, 1, 1]))
+        for layer in (roomy, plain) if step in chosen else ():
+            layer.batch_select_indices(torch.tensor(chosen[step]))
         if step == 90:
             for layer in (roomy, plain):
                 layer.crop(-11)

@@ -28,15 +28,17 @@ _SHARE = 0.25
 _LEAST, _MOST = 1 << 11, 1 << 20
 # Prompts generated at once. Decoding is bound by reading the weights, so a wide batch is nearly free, up to here.
 _PROMPTS, _PROMPTS_ON_CPU = 256, 64
-# A batch of which no more than this share is still being written shrinks to the rest.
-_LIVE = 0.5
+# A batch of which no more than this share is still being written shrinks to the rest. A CPU takes longer for each row.
+_LIVE, _LIVE_ON_CPU = 0.5, 0.9
 # It does not with fewer rows or after fewer tokens, which would cost more than it saves.
 _WORTHWHILE_ROWS, _WORTHWHILE_TOKENS = 4, 16
 # Where no more than this share of the rows that it began with is left, they go on later, beside what is left of others.
 _FEW = 1 / 4
 # On a CPU, prompts of so many tokens are computed one at a time, without padding and what a mask costs. One that has
-# this share of its tokens in common with the one before it goes on from there, which needs a mask.
-_ALONE, _SHARED = 64, 1 / 4
+# this share of its tokens in common with the one before it goes on from there.
+_ALONE, _SHARED = 64, 1 / 20
+# So few prompts that begin alike are computed in one batch, whatever their lengths.
+_ALIKE = 8
 
 
 def tokens_at_once(model: Any) -> int:
@@ -112,12 +114,14 @@ class Stops:
 
 @dataclass(eq=False)
 class _Draft:
-    """A prompt and the tokens generated so far, at most `room`; the last one needs no position. `ended`: by a stop
-    token or text. `cache`: the keys and values of all but the last token, where they were kept."""
+    """A prompt and the tokens generated so far, at most `room`; the last one needs no position. `width`: the length by
+    which it is put into a batch. `ended`: by a stop token or text. `cache`: the keys and values of all but the last
+    token, where they were kept."""
 
     number: int
     prompt: Sequence[int]
     room: int
+    width: int
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     cache: Any = None
@@ -173,8 +177,9 @@ def greedy_answers(
     causal = causal_of(model)
     positions = positions_of(causal.config.to_dict())
     limit = positions.limit if positions and positions.hard else None  # of the embeddings of positions
-    rooms = answer_rooms(prompts, max_new_tokens, limit)
-    drafts = [_Draft(number, prompt, room) for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))]
+    rooms, on_cpu = answer_rooms(prompts, max_new_tokens, limit), causal.device.type == "cpu"
+    widths = _widths(prompts) if on_cpu else dict(enumerate(map(len, prompts)))
+    drafts = [_Draft(number, prompts[number], rooms[number], width) for number, width in widths.items()]
     answers: dict[int, Answer] = {}
     stops = Stops(stop_ids, stop_texts, tokenizer)
 
@@ -189,15 +194,35 @@ def greedy_answers(
         bar.advance(len(finished))
         return left
 
-    rows = _PROMPTS_ON_CPU if causal.device.type == "cpu" else _PROMPTS
+    rows = _PROMPTS_ON_CPU if on_cpu else _PROMPTS
     tokens = sys.maxsize if generate else tokens_at_once(causal)
     own_config, causal.generation_config = causal.generation_config, GenerationConfig()
     try:
         with progress.bar(label, total=len(prompts)) as bar:
-            in_batches(drafts, lambda one: len(one.prompt) + max_new_tokens, rows, tokens, work)
+            in_batches(drafts, lambda one: one.width + max_new_tokens, rows, tokens, work)
     finally:
         causal.generation_config = own_config
     return [answers[number] for number in range(len(prompts))]
+
+
+def _widths(prompts: Sequence[Sequence[int]]) -> dict[int, int]:
+    """By its number each prompt's length, or the longest one's of a few that begin alike beyond what all begin with:
+    those of one width come one after another."""
+    order = sorted(range(len(prompts)), key=lambda number: list(prompts[number]))
+    of_all = common_start(prompts[order[0]], prompts[order[-1]]) if order else 0
+    groups: list[list[int]] = []
+    for place, number in enumerate(order):
+        prompt = prompts[number]
+        alike = common_start(prompts[order[place - 1]], prompt) - of_all if groups and len(prompt) >= _ALONE else 0
+        if alike and alike >= _SHARED * len(prompt):
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return {
+        number: max(len(prompts[one]) for one in group) if len(group) <= _ALIKE else len(prompts[number])
+        for group in groups
+        for number in group
+    }
 
 
 def _continue(
@@ -206,7 +231,8 @@ def _continue(
     """Generate more tokens for each prompt of a batch, all that most of them need."""
     given = {"do_sample": False, "use_cache": True, "eos_token_id": list(stops.ids) or None, "pad_token_id": pad}
     given["return_dict_in_generate"] = True
-    alone = device.type == "cpu" and any(draft.cache is not None or len(draft.ids) >= _ALONE for draft in batch)
+    on_cpu = device.type == "cpu"
+    alone = on_cpu and any(draft.cache is not None or len(draft.ids) >= _ALONE for draft in batch)
     cache = _one_at_a_time(partial(generate, **given), batch, stops) if alone else None
     live = [draft for draft in batch if draft.live]
     if not live:
@@ -222,7 +248,7 @@ def _continue(
             attention_mask=mask,
             past_key_values=cache,
             max_new_tokens=most if limit is None else min(most, limit + 1 - longest),
-            stopping_criteria=StoppingCriteriaList([_MostAreDone(live, stops)]),
+            stopping_criteria=StoppingCriteriaList([_MostAreDone(live, stops, _LIVE_ON_CPU if on_cpu else _LIVE)]),
             **given,
         )
         for draft, tokens in zip(live, output.sequences[:, longest:].tolist(), strict=True):
@@ -235,12 +261,15 @@ def _continue(
             for number in left if alone else ():
                 live[number].cache = row_of(cache, number, len(live[number].ids) - 1)
             return
-        # The rest goes on from its keys and values: computing the prompts again would cost more than many tokens.
-        chosen = torch.tensor(left, device=device)
+        # The rest goes on from its keys and values: computing the prompts again would cost more than many tokens. Those
+        # from the end fill the gaps, so that few are moved.
+        last = iter(left[::-1])
+        order = [number if live[number].live else next(last) for number in range(len(left))]
+        chosen = torch.tensor(order, device=device)
         cache.batch_select_indices(chosen)
         ids = output.sequences[chosen]
         mask = pad_last(mask[chosen], (0, ids.shape[1] - longest), value=1)
-        live = [live[number] for number in left]
+        live = [live[number] for number in order]
 
 
 def _one_at_a_time(generate: Callable[..., Any], batch: list[_Draft], stops: Stops) -> Any | None:
@@ -270,8 +299,8 @@ def _one_at_a_time(generate: Callable[..., Any], batch: list[_Draft], stops: Sto
 class _MostAreDone(StoppingCriteria):
     """Ends a batch early when most of its rows are finished, since they would be computed in vain."""
 
-    def __init__(self, batch: list[_Draft], stops: Stops) -> None:
-        self.batch, self.stops = batch, stops
+    def __init__(self, batch: list[_Draft], stops: Stops, share: float) -> None:
+        self.batch, self.stops, self.share = batch, stops, share
         self.live = torch.ones(len(batch), dtype=torch.bool)
         self.left = torch.tensor([draft.room - len(draft.tokens) for draft in batch])
         self.ids, self.tokens = torch.tensor(list(stops.ids), dtype=torch.long), 0
@@ -284,5 +313,5 @@ class _MostAreDone(StoppingCriteria):
             written = [[*self.batch[at].tokens, *input_ids[at, -self.tokens :].tolist()] for at in numbers]
             self.live[numbers] = ~torch.tensor(self.stops.in_texts(written, 1), dtype=torch.bool)
         worthwhile = len(self.live) >= _WORTHWHILE_ROWS and self.tokens >= _WORTHWHILE_TOKENS
-        over = not self.live.any() or (worthwhile and int(self.live.sum()) <= _LIVE * len(self.live))
+        over = not self.live.any() or (worthwhile and int(self.live.sum()) <= self.share * len(self.live))
         return torch.full((len(self.live),), over, dtype=torch.bool, device=input_ids.device)
