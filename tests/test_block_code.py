@@ -6,8 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_doubles import DOUBLES
+from model_families import FAMILIES
 from runs_of_tests import losses, run_recipe
 from test_kernels import CONFIGS, adapted, assert_same, loss_and_gradients, made
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorakit.errors import UserError
 from lorakit.hardware.machine import Machine
@@ -289,7 +294,50 @@ def test_a_model_that_answers_computes_what_its_own_code_does(dtype, taken, tole
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("shape", [(576,), (1, 576), (3, 576), (2, 5, 576), (33, 576), (0, 576)], ids=str)
+@pytest.mark.parametrize(
+    ("family", "goes_on"),
+    [*((name, False) for name in sorted(FAMILIES)), *((name, True) for name in ("llama", "mistral", "gemma3", "phi"))],
+)
+def test_long_masked_rows_are_computed_in_blocks_of_queries_to_the_same(family, goes_on, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_QUERIES", 4)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family].config).eval()
+    ids, mask = torch.arange(2, 32).view(2, 15), torch.ones(2, 15, dtype=torch.long)
+    mask[1, :5] = 0
+    sizes, attend = [], cpu_kernels.scaled_dot_product_attention
+
+    def counted(query, *others, **named):
+        sizes.append(query.shape[2])
+        return attend(query, *others, **named)
+
+    def logits():
+        start = model(ids[:, :6], attention_mask=mask[:, :6]).past_key_values if goes_on else None
+        output = model(ids[:, 6:] if goes_on else ids, attention_mask=mask, past_key_values=start)
+        return output.logits[mask[:, -output.logits.shape[1] :].bool()]
+
+    monkeypatch.setattr(cpu_kernels, "scaled_dot_product_attention", counted)
+    with torch.inference_mode():
+        own = logits()
+        assert not sizes
+        with use_inference_code(model):
+            torch.testing.assert_close(logits(), own, rtol=1e-4, atol=1e-4)
+    assert set(sizes) <= {1, 2, 3, 4} and (sizes or family != "llama")
+
+
+def test_what_attends_to_keys_after_a_block_is_not_cut_off(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_QUERIES", 4)
+    query, key, value = torch.randn(3, 1, 2, 8, 16)
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+    mask[..., 1, 4] = True
+    with cpu_kernels.blocks_of_queries():
+        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](torch.nn.Module(), query, key, value, mask)
+    torch.testing.assert_close(output.transpose(1, 2), scaled_dot_product_attention(query, key, value, mask))
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+
+
+@pytest.mark.parametrize(
+    "shape", [(576,), (1, 576), (3, 576), (2, 5, 576), (33, 1, 576), (64, 576), (65, 576), (0, 576)], ids=str
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_few_rows_are_multiplied_to_what_many_are(shape, bias):
     layer = torch.nn.Linear(576, 96, bias=bias)

@@ -1,7 +1,7 @@
 """Whose code computes a model's blocks in a run: its own, kernels in the place of some of it, or compiled."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorakit.model.compiled_blocks import compile_blocks
-from lorakit.model.cpu_kernels import cpu_kernels, few_rows_layers, few_rows_linear
+from lorakit.model.cpu_kernels import blocks_of_queries, cpu_kernels, few_rows_layers, few_rows_linear
 from lorakit.model.fused_lora import fused_lora, release_int8_inputs, replace_forward
 from lorakit.model.kernels import NO_KERNELS, Kernels, use_kernels
 from lorakit.model.loss import causal_of
@@ -54,5 +54,6 @@ def use_inference_code(model: Any) -> Iterator[None]:
         fused_lora(model),
         use_kernels(model, kernels),
         replace_forward(linear_layers, lambda layer: partial(few_rows_linear, layer)),
+        blocks_of_queries() if on_cpu else nullcontext(),
     ):
         yield

@@ -3,18 +3,25 @@
 A pass over a large tensor costs its reading and writing, and for each new one the system's filling it with zeros. So
 results are written over what nobody reads again. docs/benchmarks.md has what each is worth."""
 
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorakit.hardware.machine import proc_value
 from lorakit.model.kernels import Kernels
 
-# With so many rows of x, (W x^T)^T takes less time than x W^T. A single row is no product of matrices.
-_FEW_ROWS = range(2, 33)
+# With so many rows of x, (W x^T)^T takes less time than x W^T, and than with a row fewer that is not named here.
+_ROW_COUNTS = (2, 4, 5, 6, 8, 16, 20, 24, 32, 36, 40, 48, 52, 56, 64)
+# So many queries attend together to the keys up to the last of them.
+_QUERIES = 256
 
 
 def cpu_kernels() -> Kernels:
@@ -50,13 +57,76 @@ def few_rows_layers(model: Any) -> list[nn.Linear]:
 
 
 def few_rows_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer's output for x (..., in): (..., out). Of few rows it is (W x^T)^T, for which MKL takes half as long."""
+    """The layer's output for x (..., in): (..., out). Of few rows it is (W x^T)^T, with rows of zeros added up to a
+    number that MKL is fast at."""
     rows = x.shape[:-1].numel()
-    if rows not in _FEW_ROWS:
+    if not 0 < rows <= _ROW_COUNTS[-1]:
         return linear(x, layer.weight, layer.bias)
-    columns = x.reshape(rows, -1).t()
+    added = _ROW_COUNTS[bisect_left(_ROW_COUNTS, rows)] - rows
+    columns = pad(x.reshape(rows, -1), (0, 0, 0, added)).t() if added else x.reshape(rows, -1).t()
     result = layer.weight @ columns if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, columns)
-    return result.t().contiguous().view(*x.shape[:-1], -1)
+    # torch transposes matrices in one thread, and tensors of three dimensions in all.
+    return result[:, :rows].t()[:, None].contiguous().view(*x.shape[:-1], -1)
+
+
+@contextmanager
+def blocks_of_queries() -> Iterator[None]:
+    """Within this, models with sdpa attention compute long masked rows in blocks, without the keys that come after all
+    queries of a block: torch leaves out what a mask hides only where there is no mask and no key before the first
+    query."""
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = partial(_attend_by_blocks, own)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = own
+
+
+def _attend_by_blocks(
+    own: Callable[..., Any],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **named: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' `sdpa_attention_forward`, which is `own`: (rows, heads, tokens, width) -> (rows, tokens, heads,
+    width). What is not causal is left to it."""
+    tokens, before = query.shape[2], key.shape[2] - query.shape[2]
+    masks = _masks_of_blocks(attention_mask, tokens, before)
+    if not masks or any(named.get(name) is not None for name in ("position_bias", "softcap", "cache")):
+        whole: tuple[Tensor, None] = own(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **named
+        )
+        return whole
+    parts = [
+        scaled_dot_product_attention(
+            queries,
+            key[:, :, : mask.shape[-1]],
+            value[:, :, : mask.shape[-1]],
+            mask,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        for queries, mask in zip(query.split(_QUERIES, dim=2), masks, strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _masks_of_blocks(mask: Tensor | None, tokens: int, before: int) -> list[Tensor]:
+    """The mask (rows, heads, queries, keys) of each block, up to its last query's own key; none where there is but one
+    block, or a query attends to a key after it. `before`: how many keys come before the first query."""
+    if mask is None or mask.dtype != torch.bool or tokens <= _QUERIES:
+        return []
+    parts = mask.split(_QUERIES, dim=2)
+    ends = [before + min(start + _QUERIES, tokens) for start in range(0, tokens, _QUERIES)]
+    if any(part[..., end:].any() for part, end in zip(parts, ends, strict=True)):
+        return []
+    return [part[..., :end] for part, end in zip(parts, ends, strict=True)]
 
 
 class _RmsNorm(torch.autograd.Function):
