@@ -120,7 +120,7 @@ def _attend_by_blocks(
 def _masks_of_blocks(mask: Tensor | None, tokens: int, before: int) -> list[Tensor]:
     """The mask (rows, heads, queries, keys) of each block, up to its last query's own key; none where there is but one
     block, or a query attends to a key after it. `before`: how many keys come before the first query."""
-    if mask is None or mask.dtype != torch.bool or tokens <= _QUERIES:
+    if mask is None or mask.dtype != torch.bool or tokens <= _QUERIES or mask.shape[2:] != (tokens, before + tokens):
         return []
     parts = mask.split(_QUERIES, dim=2)
     ends = [before + min(start + _QUERIES, tokens) for start in range(0, tokens, _QUERIES)]
