@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lorakit.hardware.machine import proc_value
 from lorakit.model.kernels import Kernels
 
-# With so many rows of x, (W x^T)^T takes less time than x W^T, and than with a row fewer that is not named here.
+# The numbers of rows of x at which MKL computes (W x^T)^T fast; others are padded to the next one (docs/benchmarks.md).
 _ROW_COUNTS = (2, 4, 5, 6, 8, 16, 20, 24, 32, 36, 40, 48, 52, 56, 64)
 # So many queries attend together to the keys up to the last of them.
 _QUERIES = 256
