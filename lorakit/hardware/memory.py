@@ -31,6 +31,7 @@ _OUT_OF_MEMORY = (
 # raises that by itself.
 _MMAP_THRESHOLD, _MMAP_MAX, _TRIM_THRESHOLD = -3, -4, -1
 _GIVING_BACK = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 1 << 26}
+_keeping: list[bool] = []
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # starts the peak of resident memory anew (the kernel's Documentation/filesystems/proc)
 
@@ -46,12 +47,18 @@ def return_freed_memory() -> None:
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
     """Within this glibc keeps the memory of freed tensors for the next ones. Otherwise it maps large ones anew, and the
-    system fills each of their pages with zeros: a tenth of a step's time on a processor."""
+    system fills each of their pages with zeros: a tenth of a step's time on a processor. Within another one it changes
+    nothing."""
+    if _keeping:
+        yield
+        return
+    _keeping.append(True)
     _call_glibc("mallopt", _MMAP_MAX, 0)
     _call_glibc("mallopt", _TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
+        _keeping.clear()
         for name, value in _GIVING_BACK.items():
             _call_glibc("mallopt", name, value)
         _call_glibc("malloc_trim", 0)

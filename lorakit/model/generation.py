@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -15,9 +16,9 @@ from lorakit.distributed.processes import local_size
 from lorakit.errors import LorakitError, UserError
 from lorakit.hardware.accelerator import free_memory_of
 from lorakit.hardware.machine import processor
-from lorakit.hardware.memory import OutOfMemory, free_memory, within_memory
+from lorakit.hardware.memory import OutOfMemory, free_memory, keep_freed_memory, within_memory
 from lorakit.model.config_values import positions_of
-from lorakit.model.kv_cache import can_change_rows, common_start, row_of, stacked, start_of
+from lorakit.model.kv_cache import StackedRows, can_change_rows, common_start, row_of, start_of
 from lorakit.model.loss import causal_of
 from lorakit.progress import Progress
 
@@ -198,7 +199,8 @@ def greedy_answers(
     tokens = sys.maxsize if generate else tokens_at_once(causal)
     own_config, causal.generation_config = causal.generation_config, GenerationConfig()
     try:
-        with progress.bar(label, total=len(prompts)) as bar:
+        keeping = keep_freed_memory() if on_cpu else nullcontext()
+        with keeping, progress.bar(label, total=len(prompts)) as bar:
             in_batches(drafts, lambda one: one.width + max_new_tokens, rows, tokens, work)
     finally:
         causal.generation_config = own_config
@@ -233,8 +235,7 @@ def _continue(
     given["return_dict_in_generate"] = True
     on_cpu = device.type == "cpu"
     alone = on_cpu and any(draft.cache is not None or len(draft.ids) >= _ALONE for draft in batch)
-    cache = _one_at_a_time(partial(generate, **given), batch, stops) if alone else None
-    live = [draft for draft in batch if draft.live]
+    live, cache = _one_at_a_time(partial(generate, **given), batch, stops) if alone else (batch, None)
     if not live:
         return
     rows = [torch.tensor(draft.ids, dtype=torch.long) for draft in live]
@@ -272,28 +273,32 @@ def _continue(
         live = [live[number] for number in order]
 
 
-def _one_at_a_time(generate: Callable[..., Any], batch: list[_Draft], stops: Stops) -> Any | None:
-    """The keys and values of each draft of a batch that is still written, but for its last token; None where the
-    model's kind cannot be put together. Each is computed without padding, and what begins like the one before it from
-    there on; those that go on from another batch have theirs."""
+def _one_at_a_time(generate: Callable[..., Any], batch: list[_Draft], stops: Stops) -> tuple[list[_Draft], Any]:
+    """The drafts of a batch that are still written, and their keys and values, but for the last token of each; None
+    where the model's kind cannot be put together. Each is computed without padding, and what begins like the one before
+    it from there on; those that go on from another batch have theirs."""
     before: list[int] = []
-    cache, caches = None, {}
+    cache, live = None, []
+    rows = StackedRows(len(batch), max(len(draft.ids) for draft in batch))
     for draft in sorted(batch, key=lambda draft: draft.ids):
-        if draft.cache is not None:
-            caches[draft], draft.cache = draft.cache, None
-            continue
-        ids = draft.ids
-        shared = common_start(before, ids[:-1])
-        start = start_of(cache, shared) if shared >= max(_SHARED * len(ids), 1) else None
-        row = torch.tensor([ids], dtype=torch.long)
-        output = generate(input_ids=row, attention_mask=torch.ones_like(row), past_key_values=start, max_new_tokens=1)
-        before, cache = ids, output.past_key_values
-        if not can_change_rows(cache):
-            return None
-        draft.extend(output.sequences[0, len(ids) :].tolist(), stops)
-        caches[draft] = cache
-    live = [caches[draft] for draft in batch if draft.live]
-    return stacked(live) if live else None
+        own, draft.cache = draft.cache, None
+        if own is None:
+            ids = draft.ids
+            shared = common_start(before, ids[:-1])
+            start = start_of(cache, shared) if shared >= max(_SHARED * len(ids), 1) else None
+            row = torch.tensor([ids], dtype=torch.long)
+            output = generate(
+                input_ids=row, attention_mask=torch.ones_like(row), past_key_values=start, max_new_tokens=1
+            )
+            before, own = ids, output.past_key_values
+            if not can_change_rows(own):
+                return batch, None
+            draft.extend(output.sequences[0, len(ids) :].tolist(), stops)
+            cache = own
+        if draft.live:
+            rows.add(own)
+            live.append(draft)
+    return live, rows.whole() if live else None
 
 
 class _MostAreDone(StoppingCriteria):

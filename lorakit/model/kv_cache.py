@@ -24,6 +24,16 @@ class RoomyLayer(DynamicLayer):
         self._room: list[Tensor] = []
         self._seen: list[Any] = [None, None]
 
+    @classmethod
+    def of_room(cls, rooms: list[Tensor], used: int) -> "RoomyLayer":
+        """A layer in this room for keys and for values (rows, heads, tokens, width), of whose tokens `used` are
+        there."""
+        layer = cls()
+        layer.lazy_initialization(*rooms)
+        layer._room = rooms
+        layer.keys, layer.values = layer._seen = [room[..., :used, :] for room in rooms]
+        return layer
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the states (rows, heads, new tokens, width); returns all keys and values, views of the room."""
         if not self.is_initialized:
@@ -33,7 +43,7 @@ class RoomyLayer(DynamicLayer):
         # Other tensors than the views that were handed out: rows were dropped, or tokens.
         moved = self.keys is not self._seen[0] or self.values is not self._seen[1]
         if not self._room or moved or length > self._room[0].shape[-2]:
-            size = length + max(_LEAST_ROOM, int(length * _GROWTH))
+            size = _with_room(length)
             self._room = [new.new_empty((*new.shape[:-2], size, new.shape[-1])) for new in (key_states, value_states)]
             if used:
                 for room, old in zip(self._room, (self.keys, self.values), strict=True):
@@ -105,25 +115,63 @@ def _row_of_layer(layer: Any, number: int, tokens: int) -> Any:
     return row
 
 
-def stacked(caches: Sequence[Any]) -> Any:
-    """One cache of a row for each of `caches`, padded on the left. They are emptied on the way."""
-    whole = copy.copy(caches[0])
-    longest = max(cache.get_seq_length() for cache in caches)
-    whole.layers = [_stacked_layers([cache.layers[at] for cache in caches], longest) for at in range(len(whole.layers))]
-    return whole
+class StackedRows:
+    """One cache for a batch, padded on the left, made of the caches of its rows one after another. Keys and values are
+    copied into their room at once, so that those of a row can go before the next row's come.
+
+    `most`: how many rows may come. `longest`: how many tokens one may have."""
+
+    def __init__(self, most: int, longest: int) -> None:
+        self._most, self._longest = most, longest
+        self._caches: list[Any] = []  # whose layers with room are emptied, but for the first one's
+        self._rooms: dict[int, list[Tensor]] = {}  # by layer, of keys and of values
+        self._lengths: list[int] = []
+
+    def add(self, cache: Any) -> None:
+        """Add a cache of one row, which stays as it is."""
+        row, length = len(self._caches), cache.get_seq_length()
+        rest = copy.copy(cache)
+        rest.layers = list(cache.layers)
+        for at, layer in enumerate(cache.layers):
+            if type(layer) is not DynamicLayer or not layer.is_initialized:
+                continue
+            states = (layer.keys, layer.values)
+            rooms = self._rooms.setdefault(at, [])
+            rooms.extend(_room_for(one, self._most, self._longest) for one in states[len(rooms) :])
+            for room, one in zip(rooms, states, strict=True):
+                room[row, :, : self._longest - length] = 0
+                room[row, :, self._longest - length : self._longest] = one[0]
+            rest.layers[at] = None
+        self._caches.append(rest)
+        self._lengths.append(length)
+
+    def whole(self) -> Any:
+        """The cache of all rows added, as long as the longest of them."""
+        longest, whole = max(self._lengths), self._caches[0]
+        for at in range(len(whole.layers)):
+            if at in self._rooms:
+                rooms = [room[: len(self._caches), :, self._longest - longest :] for room in self._rooms[at]]
+                whole.layers[at] = RoomyLayer.of_room(rooms, longest)
+            else:
+                whole.layers[at] = _stacked_layers([cache.layers[at] for cache in self._caches], longest)
+        return whole
+
+
+def _room_for(states: Tensor, rows: int, longest: int) -> Tensor:
+    return states.new_empty((rows, *states.shape[1:-2], _with_room(longest), states.shape[-1]))
+
+
+def _with_room(length: int) -> int:
+    return length + max(_LEAST_ROOM, int(length * _GROWTH))
 
 
 def _stacked_layers(rows: Sequence[Any], longest: int) -> Any:
     if not rows[0].is_initialized:
         return rows[0]  # of a layer that attends to the keys and values of another one
-    layer = copy.copy(rows[0]) if type(rows[0]) is DynamicSlidingWindowLayer else RoomyLayer()
-    layer.lazy_initialization(rows[0].keys, rows[0].values)
+    layer = copy.copy(rows[0])
     widest = max(row.keys.shape[-2] for row in rows)
     for name in ("keys", "values"):
         states = [pad(getattr(row, name), (0, 0, widest - row.keys.shape[-2], 0)) for row in rows]
         setattr(layer, name, torch.cat(states))
-    if hasattr(layer, "cumulative_length"):
-        layer.cumulative_length = longest
-    for row in rows:
-        row.reset()
+    layer.cumulative_length = longest
     return layer
