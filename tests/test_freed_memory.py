@@ -30,6 +30,8 @@ def resident():
 left_of(8)
 before = resident()
 with keep_freed_memory():
+    with keep_freed_memory():  # as the answers that training gives
+        pass
     kept = left_of(64)
 after = (resident() - before) / 64
 given_back = left_of(96)

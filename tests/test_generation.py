@@ -4,12 +4,13 @@ each prompt alone, in every family."""
 import pytest
 import torch
 from model_families import FAMILIES
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lorakit.model import generation
 from lorakit.model.generation import greedy_answers
-from lorakit.model.kv_cache import RoomyLayer
+from lorakit.model.kv_cache import RoomyLayer, StackedRows
 from lorakit.progress import Silent
 
 PROMPTS = [[*range(5, 5 + 2 * (number % 4) + 2), 40 + number] for number in range(16)]
@@ -79,3 +80,23 @@ def test_a_layer_with_room_holds_what_transformers_own_one_holds():
             for layer in (roomy, plain):
                 layer.crop(-11)
     assert roomy.get_seq_length() == plain.get_seq_length()
+
+
+def test_rows_that_come_one_after_another_are_a_batch_padded_with_zeros_on_the_left():
+    torch.manual_seed(0)
+    lengths, rows = [5, 3, 7], StackedRows(most=5, longest=9)
+    states = [torch.randn(2, 2, 1, 3, length, 4) for length in lengths]  # of keys and values, by layer
+    for of_row in states:
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(of_row.unbind(1)):
+            cache.update(keys, values, layer)
+        rows.add(cache)
+        assert torch.equal(cache.layers[0].keys, of_row[0, 0])
+    whole = rows.whole()
+    assert whole.get_seq_length() == 7
+    new = torch.randn(2, 3, 3, 80, 4)  # more than there is room for
+    padded = torch.cat([pad(of_row, (0, 0, 7 - of_row.shape[-2], 0)) for of_row in states], dim=2)
+    for some in new.split([1, 79], dim=-2):
+        padded = torch.cat([padded, some[:, None].expand(2, 2, *some.shape[1:])], dim=-2)
+        for layer, expected in enumerate(padded.unbind(1)):
+            assert torch.equal(torch.stack(whole.update(*some, layer)), expected)
