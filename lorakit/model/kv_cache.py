@@ -123,7 +123,7 @@ class StackedRows:
 
     def __init__(self, most: int, longest: int) -> None:
         self._most, self._longest = most, longest
-        self._caches: list[Any] = []  # whose layers with room are emptied, but for the first one's
+        self._caches: list[Any] = []  # without the layers whose states are in a room
         self._rooms: dict[int, list[Tensor]] = {}  # by layer, of keys and of values
         self._lengths: list[int] = []
 
@@ -136,9 +136,9 @@ class StackedRows:
             if type(layer) is not DynamicLayer or not layer.is_initialized:
                 continue
             states = (layer.keys, layer.values)
-            rooms = self._rooms.setdefault(at, [])
-            rooms.extend(_room_for(one, self._most, self._longest) for one in states[len(rooms) :])
-            for room, one in zip(rooms, states, strict=True):
+            if at not in self._rooms:
+                self._rooms[at] = [_room_for(one, self._most, self._longest) for one in states]
+            for room, one in zip(self._rooms[at], states, strict=True):
                 room[row, :, : self._longest - length] = 0
                 room[row, :, self._longest - length : self._longest] = one[0]
             rest.layers[at] = None
